@@ -1,0 +1,112 @@
+/* Kernels: the loops that cost time, behind plain functions. A kernel takes pointers and sizes and
+ * knows no network. Activations are N,H,W,C; weights O,I/groups,KH,KW as in PyTorch; what a kernel
+ * wants differently it packs for itself.
+ *
+ * Every function here uses the pool (par_for), cuts its work by shape and adds partial sums in
+ * index order: the result does not depend on the number of threads. None allocates except the
+ * *_new functions. core/kern/kern_ref.c is the definition of correct; the AVX2 and AVX-512 files
+ * fill the same table and are chosen once by core_init. NaN in gives NaN out. */
+#ifndef LM_KERN_H
+#define LM_KERN_H
+
+#include "core/core.h"
+
+typedef enum { ACT_NONE, ACT_RELU, ACT_RELU6, ACT_SILU, ACT_COUNT } act_kind;
+
+/* ---- convolution (cross-correlation, no kernel flip) ----------------------------------------- */
+
+typedef struct {
+    int n, h, w, c;              /* input */
+    int o, kh, kw;               /* weights (o, c/groups, kh, kw) */
+    int sh, sw;                  /* stride */
+    int pt, pb, pl, pr;          /* zero padding per side, >= 0 */
+    int dh, dw;                  /* dilation */
+    int groups;
+} conv_shape;
+
+int  conv_out_h(const conv_shape *s);      /* floor((h+pt+pb-dh*(kh-1)-1)/sh)+1 */
+int  conv_out_w(const conv_shape *s);
+bool conv_shape_check(const conv_shape *s, err *e);     /* positive sizes, groups divide, output >= 1 */
+int64_t conv_macs(const conv_shape *s);    /* nominal multiply-adds, padding counted */
+
+typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4 } conv_pass;
+
+/* Everything that depends on the shape alone: tile heights, the split over threads, offset tables
+ * (im2col as a table of pointers), which taps are zero. Immutable after creation; owns its memory. */
+typedef struct conv_plan conv_plan;
+conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e);
+void       conv_plan_free(conv_plan *p);
+const conv_shape *conv_plan_shape(const conv_plan *p);
+const char *conv_plan_road(const conv_plan *p);         /* "direct", "depthwise", "im2col", … */
+
+/* Weights packed for one pass (CONV_FORWARD or CONV_DATA_GRAD): floats wanted, and the packing. */
+size_t conv_packed_floats(const conv_plan *p, conv_pass pass);
+void   conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *packed);
+/* Scratch floats that the largest of the plan's passes wants (all workers together). */
+size_t conv_scratch_floats(const conv_plan *p);
+
+/* What happens to a sum before it is stored:  y = act(sum + bias[o] + residual[same place as y]).
+ * residual may be the same memory as y. */
+typedef struct { const float *bias, *residual; act_kind act; } conv_epilogue;
+
+/* y (n,oh,ow,o). ep may be NULL (no bias, no residual, no activation). */
+void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
+                  float *y, float *scratch);
+/* dx (n,h,w,c) = or += gradient. packed: for CONV_DATA_GRAD. */
+void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bool accumulate,
+                    float *dx, float *scratch);
+/* dw (o,c/groups,kh,kw) = or += gradient. */
+void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool accumulate,
+                      float *dw, float *scratch);
+
+/* ---- rows × channels: norms, activations, sums ------------------------------------------------ */
+/* rows = n*h*w; x[r*c + ch]. Sums over rows are formed in double in a fixed order. */
+
+/* Training-mode batch norm with fused residual and activation:
+ *   y = act((x-mean)*invstd*gamma + beta + residual).   mean, invstd, var (biased): c floats, written.
+ * residual may be NULL. scratch: bn_scratch_bytes(rows, c). y may be x's memory only if the caller
+ * does not want backward. */
+size_t bn_scratch_bytes(int64_t rows, int c);
+void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta, float eps,
+                const float *residual, act_kind act, float *mean, float *var, float *invstd,
+                float *y, void *scratch);
+/* Backward of the above. y is the fused output (masks the activation; not read for ACT_NONE).
+ * dx = or += ; dres (may be NULL) = or += gradient of the residual; dgamma, dbeta = or += . */
+typedef struct { float *p; bool accumulate; } grad_out;
+void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy,
+                 const float *gamma, const float *mean, const float *invstd, act_kind act,
+                 grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch);
+/* y = act(x*scale[ch] + shift[ch] + residual); scale, shift, residual may be NULL (1, 0, 0). */
+void affine_forward(int64_t rows, int c, const float *x, const float *scale, const float *shift,
+                    const float *residual, act_kind act, float *y);
+/* dx = or += dy * act'(…): ReLU kinds read y (the output), ACT_SILU reads x (the input). */
+void act_backward(int64_t count, act_kind act, const float *x, const float *y, const float *dy,
+                  bool accumulate, float *dx);
+/* out[ch] = or += sum over rows of x: the gradient of a bias. scratch: bn_scratch_bytes. */
+void channel_sum(int64_t rows, int c, const float *x, bool accumulate, float *out, void *scratch);
+void vec_add(int64_t count, const float *a, bool accumulate, float *y);   /* y = or += a */
+
+/* ---- pooling ---------------------------------------------------------------------------------- */
+/* Only n,h,w,c, kernel, stride, padding of the shape are read. Max: padding counts as -inf. Average:
+ * divides by kh*kw when count_pad, else by the taps inside the image. Backward of max sends each dy
+ * to the first maximum in row-major tap order, as PyTorch does. */
+void maxpool_forward(const conv_shape *s, const float *x, float *y);
+void maxpool_backward(const conv_shape *s, const float *x, const float *dy, bool accumulate, float *dx);
+void avgpool_forward(const conv_shape *s, bool count_pad, const float *x, float *y);
+void avgpool_backward(const conv_shape *s, bool count_pad, const float *dy, bool accumulate, float *dx);
+
+/* ---- optimiser: one fused pass over a parameter ---------------------------------------------- */
+
+/* PyTorch's SGD: g += wd*w; m = first ? g : mu*m + g; w -= lr*(nesterov ? g + mu*m : m).
+ * g is scaled by gscale first (gradient clipping). */
+void sgd_step(int64_t count, float *w, const float *g, float *m, float gscale, float lr, float mu,
+              float wd, bool nesterov, bool first);
+/* Adam, or AdamW when decoupled: bias-corrected with step t >= 1, as torch.optim. */
+void adam_step(int64_t count, float *w, const float *g, float *m, float *v, float gscale, float lr,
+               float b1, float b2, float eps, float wd, bool decoupled, int64_t t);
+void ema_step(int64_t count, float *avg, const float *w, float decay);   /* avg = decay*avg + (1-decay)*w */
+/* Sum of squares in double, fixed order; and whether every value is finite. */
+double vec_sum_squares(int64_t count, const float *x);
+bool   vec_is_finite(int64_t count, const float *x);
+
+#endif
