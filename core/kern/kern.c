@@ -1,0 +1,19 @@
+/* The two choices made once per process: instruction set and road of the convolution. */
+#include <string.h>
+
+#include "core/kern/kern.h"
+
+static const char *road = "direct";
+
+void kern_select(isa_level isa) { (void)isa; }
+
+bool conv_road_select(const char *name, err *e)
+{
+    static const char *const known[] = { "direct", "im2col", "reference" };
+    if (!name) name = "direct";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(name, known[i])) { road = known[i]; return true; }
+    return err_set(e, ERR_USAGE, "unknown convolution road \"%s\": want direct or im2col", name);
+}
+
+const char *conv_road(void) { return road; }
