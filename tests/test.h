@@ -22,7 +22,8 @@ static int test_passed, test_failed, test_skipped, test_bad, test_skip;
 
 #define RUN(t) do { test_bad = test_skip = 0; t(); \
     if (test_bad) { test_failed++; printf("FAILED: %s\n", #t); } \
-    else if (test_skip) test_skipped++; else test_passed++; fflush(stdout); } while (0)
+    else if (test_skip) test_skipped++; else test_passed++; \
+    fflush(stdout); } while (0)
 #define END() do { printf("%s: %d passed, %d failed, %d skipped\n", __FILE__, test_passed, test_failed, \
     test_skipped); return test_failed > 0; } while (0)
 
