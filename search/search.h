@@ -56,7 +56,8 @@ typedef struct {                 /* positions st+1 … end become one conv */
     double  importance;          /* NaN: not known */
     int64_t importance_fx;       /* 1e-12 units, round to nearest */
 } search_entry;
-typedef struct { search_entry *row; int n, cap; int L; } search_table;
+typedef struct { search_entry *row; int n; int L; } search_table;
+extern const search_entry search_entry_blank;            /* nothing known: NaN, -1, stride 1 */
 /* All entries, i ascending, then j, then ker, then dense before depthwise; ids 0,1,2,…
  * identity: offer ker 0 for segments without irreducible convs. */
 bool search_enumerate(const search_chain *c, bool identity, search_table *out, err *e);
@@ -80,14 +81,15 @@ bool search_keep_parse(const char *text, int **keep, int *n, err *e);
 typedef struct {
     char    method[16];
     bool    feasible;
-    int64_t budget_ns, time_ns, least_ns;
+    int64_t budget_ns, time_ns, least_ns;   /* all three include fixed_ns; least -1: not known */
+    int64_t fixed_ns;            /* what no choice can change (3.3) */
     double  importance;
     int *act, n_act;             /* boundaries a_1 … a_n = L, with 0 first (reference: act) */
     int *conv, n_conv;           /* kept convs, ascending, with 0 (the stem) first */
     search_entry *segment; int n_segment;
 } search_solution;
 void search_solution_free(search_solution *s);
-bool search_solution_write(const search_solution *s, const char *path, err *e);  /* NULL path: not here */
+bool search_solution_write(const search_solution *s, const char *path, err *e);
 void search_solution_json(const search_solution *s, buf *out);
 bool search_solution_read(search_solution *s, const char *path, err *e);
 
@@ -98,9 +100,18 @@ search_front *search_front_new(const search_table *t, err *e);
 void  search_front_free(search_front *f);
 int   search_front_count(const search_front *f);                 /* points, time ascending */
 search_point search_front_at(const search_front *f, int i);
-/* The best point within budget (feasible false and least_ns set when there is none). */
+/* The best point with fixed + time within budget (feasible false, least_ns set, when there is none). */
 bool  search_front_solve(const search_front *f, const search_table *t, int64_t budget_ns,
-                         search_solution *out, err *e);
+                         int64_t fixed_ns, search_solution *out, err *e);
+/* Time of the original chain: the single-layer entries with their convs, largest kernel each. A node
+ * without one: ERR_DATA. */
+bool  search_base_time(const search_table *t, int64_t *ns, err *e);
+/* Methods are rows: which entries of the table each may use. */
+typedef struct { const char *name, *summary; bool (*offers)(const search_entry *row); } search_method;
+extern const search_method search_methods[];             /* ends with name NULL */
+const search_method *search_method_find(const char *name);
+/* The rows a method offers, as a table of its own (rows borrow keep: free only .row with mem_free). */
+bool  search_filter(const search_table *t, const search_method *m, search_table *out, err *e);
 /* The reference's binned recurrence: int(ms*prec) ticks, rounding to 7 decimals, its ties. */
 bool  search_solve_reference(const search_table *t, double budget_ms, double prec,
                              search_solution *out, err *e);
