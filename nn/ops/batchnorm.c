@@ -1,0 +1,90 @@
+/* Batch norm over N,H,W. TRAIN: batch statistics, running ones updated as PyTorch does (variance
+ * unbiased); residual and activation are fused into the pass. INFER: scale and shift, for the norms
+ * that could not be folded into a convolution. */
+#include <math.h>
+
+#include "nn/op.h"
+
+enum { MEAN, VAR, INVSTD, SCRATCH, SCRATCH_BACK };      /* TRAIN */
+enum { SCALE, SHIFT };                                  /* INFER */
+
+static bool batchnorm_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
+{
+    (void)e;
+    nn_same_shape(n, in[0]);
+    for (int i = 0; i < 4; i++)
+        param[i] = (nn_dims){ 1, { n->dim[3] } };
+    return true;
+}
+
+static bool batchnorm_prepare(nn_step *s, err *e)
+{
+    (void)e;
+    const int c = (int)s->node->dim[3];
+    const size_t row = (size_t)c * sizeof(float), scratch = bn_scratch_bytes(nn_rows(s, s->node), c);
+    if (s->mode == NN_INFER) {
+        nn_ask(s, SCALE, NN_ALWAYS, row);
+        nn_ask(s, SHIFT, NN_ALWAYS, row);
+        return true;
+    }
+    for (int k = MEAN; k <= INVSTD; k++)
+        nn_ask(s, k, s->active ? NN_FORWARD_TO_BACKWARD : NN_AT_FORWARD, row);
+    nn_ask(s, SCRATCH, NN_AT_FORWARD, scratch);
+    if (s->active)
+        nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, scratch);
+    return true;
+}
+
+static void batchnorm_refresh(nn_step *s)
+{
+    float *scale = s->mem[SCALE].p, *shift = s->mem[SHIFT].p;
+    for (int64_t c = 0; c < s->node->dim[3]; c++) {
+        const double g = (double)s->w[0]->x[c] / sqrt((double)s->w[3]->x[c] + (double)s->node->attr.eps);
+        scale[c] = (float)g;
+        shift[c] = (float)((double)s->w[1]->x[c] - g * (double)s->w[2]->x[c]);
+    }
+}
+
+/* running = (1-m) running + m batch */
+static void follow(nn_step *s, double m)
+{
+    const float *mean = s->mem[MEAN].p, *var = s->mem[VAR].p;
+    const double n = (double)nn_rows(s, s->node), unbiased = n > 1 ? n / (n - 1) : 1;
+    for (int64_t c = 0; c < s->node->dim[3]; c++) {
+        float *to_mean = &s->w[2]->x[c], *to_var = &s->w[3]->x[c];
+        *to_mean = (float)((1 - m) * (double)*to_mean + m * (double)mean[c]);
+        *to_var = (float)((1 - m) * (double)*to_var + m * unbiased * (double)var[c]);
+    }
+}
+
+static void batchnorm_forward(nn_step *s, const nn_run *r)
+{
+    const int c = (int)s->node->dim[3];
+    const int64_t rows = nn_rows(s, s->node);
+    if (s->mode == NN_INFER) {
+        affine_forward(rows, c, s->x[0], s->mem[SCALE].p, s->mem[SHIFT].p, s->res, s->act, s->y);
+        return;
+    }
+    bn_forward(rows, c, s->x[0], s->w[0]->x, s->w[1]->x, s->node->attr.eps, s->res, s->act,
+               s->mem[MEAN].p, s->mem[VAR].p, s->mem[INVSTD].p, s->y, s->mem[SCRATCH].p);
+    follow(s, r->momentum >= 0 ? r->momentum : (double)s->node->attr.momentum);
+}
+
+static void batchnorm_backward(nn_step *s, const nn_run *r)
+{
+    (void)r;
+    bn_backward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], s->y, s->dy, s->w[0]->x,
+                s->mem[MEAN].p, s->mem[INVSTD].p, s->act, s->dx[0], s->dres, s->dw[0], s->dw[1],
+                s->mem[SCRATCH_BACK].p);
+}
+
+const nn_op nn_op_batchnorm = {
+    .name = "batchnorm", .onnx = "BatchNormalization",
+    .flags = NN_INPLACE | NN_GRAD_INPLACE | NN_NEEDS_IN | NN_FUSE_INFER | NN_FUSE_TRAIN | NN_IS_NORM,
+    .attrs = NN_HAS(eps) | NN_HAS(momentum),
+    .in_min = 1, .in_max = 1,
+    .param = { { "weight", NN_NORM_WEIGHT, 1, false }, { "bias", NN_NORM_BIAS, 0, false },
+               { "running_mean", NN_RUNNING, 0, false }, { "running_var", NN_RUNNING, 1, false } },
+    .shape = batchnorm_shape, .prepare = batchnorm_prepare, .refresh = batchnorm_refresh,
+    .forward = batchnorm_forward, .backward = batchnorm_backward,
+};

@@ -1,0 +1,129 @@
+/* Convolution, and what it shares with linear (one window over the whole map).
+ *
+ * TRAIN packs the weights at every run, because they change at every run; INFER folds the batch norm
+ * and packs once, in refresh. */
+#include <math.h>
+#include <string.h>
+
+#include "nn/op.h"
+
+enum { PACKED, PACKED_BACK, SCRATCH, SCRATCH_BACK, BIAS, FOLDED };
+
+conv_shape nn_conv_window(const nn_node *n, const nn_node *in, int batch)
+{
+    conv_shape s = nn_window(n, in, batch);
+    s.o = n->attr.out;
+    s.groups = n->attr.groups;
+    if (!(nn_ops[n->op]->attrs & NN_HAS(k))) {
+        s.kh = s.h;
+        s.kw = s.w;
+    }
+    return s;
+}
+
+bool nn_conv_shapes(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
+{
+    const conv_shape s = nn_conv_window(n, in[0], 1);
+    if (!conv_shape_check(&s, e))
+        return false;
+    n->dim[1] = conv_out_h(&s);
+    n->dim[2] = conv_out_w(&s);
+    n->dim[3] = s.o;
+    param[0] = (nn_dims){ 4, { s.o, s.c / s.groups, s.kh, s.kw } };
+    param[1] = (nn_dims){ 1, { s.o } };
+    return true;
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+bool nn_conv_prepare(nn_step *s, err *e)
+{
+    const conv_shape shape = nn_conv_window(s->node, s->src[0], s->batch);
+    unsigned passes = CONV_FORWARD;
+    if (s->active)
+        passes |= CONV_WEIGHT_GRAD | (s->want[0] ? CONV_DATA_GRAD : 0);
+    s->conv = conv_plan_new(&shape, passes, e);
+    if (!s->conv)
+        return err_note(e, "%s", s->node->name);
+    const size_t f = sizeof(float), scratch = conv_scratch_floats(s->conv) * f;
+    nn_ask(s, SCRATCH, NN_AT_FORWARD, scratch);
+    nn_ask(s, PACKED, s->mode == NN_INFER ? NN_ALWAYS : NN_AT_FORWARD,
+           conv_packed_floats(s->conv, CONV_FORWARD) * f);
+    if (s->mode == NN_INFER) {
+        nn_ask(s, BIAS, NN_ALWAYS, (size_t)shape.o * f);
+        nn_ask(s, FOLDED, NN_AT_REFRESH, s->norm >= 0 ? (size_t)nn_param_count(s->w[0]) * f : 0);
+    }
+    if (s->active) {
+        if (passes & CONV_DATA_GRAD)
+            nn_ask(s, PACKED_BACK, NN_AT_BACKWARD, conv_packed_floats(s->conv, CONV_DATA_GRAD) * f);
+        size_t sum = s->node->attr.bias ? bn_scratch_bytes(nn_rows(s, s->node), shape.o) : 0;
+        nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, larger(scratch, sum));
+    }
+    return true;
+}
+
+/* W'[o] = g W[o],  b'[o] = g (b[o] - mean) + beta,  g = gamma / sqrt(var + eps): in double, rounded
+ * once. A NaN or an infinity in the statistics reaches the weights. */
+static const float *fold(nn_step *s)
+{
+    float *bias = s->mem[BIAS].p, *w = s->mem[FOLDED].p;
+    const int O = s->node->attr.out;
+    const int64_t per = nn_param_count(s->w[0]) / O;
+    for (int o = 0; o < O; o++) {
+        const double b = s->w[1] ? (double)s->w[1]->x[o] : 0;
+        if (s->norm < 0) {
+            bias[o] = (float)b;
+            continue;
+        }
+        const double gamma = (double)s->norm_w[0]->x[o], beta = (double)s->norm_w[1]->x[o];
+        const double mean = (double)s->norm_w[2]->x[o], var = (double)s->norm_w[3]->x[o];
+        const double g = gamma / sqrt(var + (double)s->norm_eps);
+        bias[o] = (float)(g * (b - mean) + beta);
+        for (int64_t i = o * per; i < (o + 1) * per; i++)
+            w[i] = (float)(g * (double)s->w[0]->x[i]);
+    }
+    return s->norm < 0 ? s->w[0]->x : w;
+}
+
+void nn_conv_refresh(nn_step *s)
+{
+    conv_pack(s->conv, CONV_FORWARD, fold(s), s->mem[PACKED].p);
+}
+
+void nn_conv_forward(nn_step *s, const nn_run *r)
+{
+    (void)r;
+    conv_epilogue ep = { .residual = s->res, .act = s->act };
+    if (s->mode == NN_INFER)
+        ep.bias = s->w[1] || s->norm >= 0 ? s->mem[BIAS].p : NULL;
+    else {
+        conv_pack(s->conv, CONV_FORWARD, s->w[0]->x, s->mem[PACKED].p);
+        ep.bias = s->w[1] ? s->w[1]->x : NULL;
+    }
+    conv_forward(s->conv, s->x[0], s->mem[PACKED].p, &ep, s->y, s->mem[SCRATCH].p);
+}
+
+void nn_conv_backward(nn_step *s, const nn_run *r)
+{
+    (void)r;
+    conv_weight_grad(s->conv, s->x[0], s->dy, s->dw[0].accumulate, s->dw[0].p, s->mem[SCRATCH_BACK].p);
+    if (s->w[1])
+        channel_sum(nn_rows(s, s->node), s->node->attr.out, s->dy, s->dw[1].accumulate, s->dw[1].p,
+                    s->mem[SCRATCH_BACK].p);
+    if (!s->dx[0].p)
+        return;
+    conv_pack(s->conv, CONV_DATA_GRAD, s->w[0]->x, s->mem[PACKED_BACK].p);
+    conv_data_grad(s->conv, s->dy, s->mem[PACKED_BACK].p, s->dx[0].accumulate, s->dx[0].p,
+                   s->mem[SCRATCH_BACK].p);
+}
+
+const nn_op nn_op_conv2d = {
+    .name = "conv2d", .onnx = "Conv",
+    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM,
+    .attrs = NN_HAS(out) | NN_HAS(k) | NN_HAS(stride) | NN_HAS(pad) | NN_HAS(dilation) | NN_HAS(groups)
+           | NN_HAS(bias) | NN_HAS(fixed),
+    .in_min = 1, .in_max = 1,
+    .param = { { "weight", NN_WEIGHT, 0, false }, { "bias", NN_BIAS, 0, true } },
+    .shape = nn_conv_shapes, .prepare = nn_conv_prepare, .refresh = nn_conv_refresh,
+    .forward = nn_conv_forward, .backward = nn_conv_backward,
+};
