@@ -23,27 +23,67 @@ BENCH := $(patsubst %.c,$(B)/%,$(wildcard bench/bench_*.c))
 LIB   := $(B)/liblayermerge.a
 obj    = $(patsubst %.c,$(B)/%.o,$(1))
 
-all: layermerge
-layermerge: $(B)/layermerge
-	cp $< $@
+# All cores, unless the caller chose.
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+endif
+
+all: $(B)/layermerge
+	@cmp -s $< layermerge || cp -f $< layermerge
 $(B)/layermerge: $(call obj,main.c $(CMD)) $(LIB)
 	$(CC) $(CFLAGS) -pthread $(LDFLAGS) $^ -o $@ $(LIBS)
 $(LIB): $(call obj,$(SRC))
-	rm -f $@ && $(AR) rcs $@ $^
+	rm -f $@ && $(AR) qcs $@ $^
 $(TESTS) $(BENCH): $(B)/%: $(B)/%.o $(LIB)
 	$(CC) $(CFLAGS) -pthread $(LDFLAGS) $^ -o $@ $(LIBS)
-$(B)/%.o: %.c
+$(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(ISA) -MMD -MP -c $< -o $@
+	$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(ISA) $(ABOUT) -MMD -MP -c $< -o $@
 
 # The only files that may contain instructions beyond the baseline.
 ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
-$(B)/core/kern/kern_avx2.o:   ISA = -mavx2 -mfma
-$(B)/core/kern/kern_avx512.o: ISA = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
+$(B)/core/kern/%_avx2.o:   ISA = -mavx2 -mfma
+$(B)/core/kern/%_avx512.o: ISA = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
 endif
+
+# What the objects were made with, rewritten when it changes: everything follows the compiler and
+# its flags, core_describe also the commit.
+WITH   := $(strip $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS))
+COMMIT := $(shell test -e .git && git rev-parse --short HEAD 2>/dev/null || echo unknown)
+note    = $(if $(filter-out $(file <$(1)),$(2))$(filter-out $(2),$(file <$(1))),$(shell mkdir -p $(B))$(file >$(1),$(2)))
+$(call note,$(B)/flags,$(WITH))
+$(call note,$(B)/commit,$(COMMIT))
+$(B)/core/core.o: $(B)/commit
+$(B)/core/core.o: ABOUT = -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_FLAGS='"$(subst ",,$(subst ',,$(WITH)))"'
+
+test: $(B)/layermerge $(TESTS)
+	@LAYERMERGE=$(B)/layermerge tests/run.sh tests/layers.sh $(TESTS) $(wildcard tests/test_*.sh)
+asan:
+	$(MAKE) test B=build/asan CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all'
+tsan:
+	$(MAKE) test B=build/tsan CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=thread'
+bench: $(BENCH)
+	@for b in $(BENCH); do $$b || exit 1; done
+demo: deps all
+	./layermerge compress --model resnet20 --data builtin:shapes --speedup 1.5 --run runs/demo
+install: $(B)/layermerge
+	install -D -m 755 $< $(DESTDIR)$(PREFIX)/bin/layermerge
+
+# Headers that are not there, installed when we may and named when we may not.
+deps:
+	@want() { echo "#include <$$1>" | $(CC) -E -x c - >/dev/null 2>&1 || missing="$$missing $$2"; }; \
+	[ $(BLAS) = none ] || want cblas.h libopenblas-dev; \
+	want zlib.h zlib1g-dev; want stb/stb_image.h libstb-dev; \
+	[ -n "$$missing" ] || exit 0; \
+	if command -v apt-get >/dev/null; then \
+	    if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo=sudo; else sudo=no; fi; \
+	    [ "$$sudo" = no ] || { $$sudo apt-get update -q && \
+	        DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -q -y $$missing && exit 0; }; \
+	fi; \
+	echo "make deps: please install$$missing (Debian's names) and run it again" >&2; exit 1
 
 clean:
 	rm -rf build layermerge
-.PHONY: all clean
+.PHONY: all test asan tsan bench demo install deps clean
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -17,7 +17,7 @@
 
 enum { MAX_THREADS = 1024 };
 
-static struct { bool on; isa_level isa; const char *conv; } chosen = { .conv = "direct" };
+static struct { bool on; isa_level isa; } chosen;
 
 static bool choose_isa(const char *name, isa_level *isa, err *e) {
     isa_level best = cpu_best_isa();
@@ -34,7 +34,6 @@ static bool choose_isa(const char *name, isa_level *isa, err *e) {
 
 bool core_init(const core_options *o, err *e) {
     if (chosen.on) return err_set(e, ERR_INTERNAL, "core_init called twice without core_stop");
-    const char *conv = o->conv ? o->conv : "direct";
     int threads = o->threads ? o->threads : core_cpus(), limit = gemm_thread_limit();
     if (threads < 1 || threads > MAX_THREADS)
         return err_set(e, ERR_CONFIG, "%d threads wanted, 1 to %d are possible", threads, MAX_THREADS);
@@ -43,11 +42,10 @@ bool core_init(const core_options *o, err *e) {
     /* A full disk and a closed pipe are errors with a sentence, not deaths. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
-    if (!choose_isa(o->isa, &chosen.isa, e) || !conv_road_select(conv, e)) return false;
+    if (!choose_isa(o->isa, &chosen.isa, e) || !conv_road_select(o->conv, e)) return false;
     kern_select(chosen.isa);
     if (!par_start(threads, e)) return false;
     if (!gemm_init(e)) { par_stop(); return false; }
-    chosen.conv = strcmp(conv, "im2col") ? "direct" : "im2col";
     return chosen.on = true;
 }
 
@@ -57,7 +55,7 @@ void core_stop(void) {
 }
 
 isa_level   core_isa(void) { return chosen.isa; }
-const char *core_conv_road(void) { return chosen.conv; }
+const char *core_conv_road(void) { return conv_road(); }
 
 void core_describe(buf *out) {
     char cpu[128];
@@ -74,7 +72,7 @@ void core_describe(buf *out) {
     json_text(&w, "cpu", cpu);
     json_int(&w, "cpus", core_cpus());
     json_text(&w, "isa", isa_names[chosen.isa]);
-    json_text(&w, "conv", chosen.conv);
+    json_text(&w, "conv", conv_road());
     json_text(&w, "blas", gemm_name());
     json_int(&w, "threads", par_threads());
     json_end(&w, '}');

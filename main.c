@@ -1,0 +1,13 @@
+/* layermerge: the table of contents. Each verb is one cmd_<verb>.c, in the folder of the highest
+ * layer it needs; a new one is a line here. */
+#include "core/cli.h"
+
+#define VERBS(X)
+
+#define DECLARE(name) extern const cli_verb cmd_##name;
+VERBS(DECLARE)
+
+#define ADDRESS(name) &cmd_##name,
+static const cli_verb *const verb[] = { VERBS(ADDRESS) NULL };
+
+int main(int argc, char **argv) { return cli_main(argc, argv, verb, CLI_COUNT(verb) - 1); }
