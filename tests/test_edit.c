@@ -239,7 +239,7 @@ static void a_projection_is_embedded_in_the_branch(void)
 {
     err e = { 0 };
     int tried = 0;
-    for (int t = 0; t < 2000 && tried < 100; t++) {
+    for (int t = 0; t < 20000 && tried < 100; t++) {
         int cin = 6, cout = pick(0, 1) ? 6 : 12;
         nn_affine a = affine_random(cin, cout, true), p = affine_random(cin, cout, true);
         memcpy(p.stride, a.stride, sizeof p.stride);
@@ -400,6 +400,9 @@ static void a_dilated_convolution_and_its_norm_fold_into_one(void)
     CHECK(a.k[0] == 5 && a.k[1] == 4 && a.groups == 2);
     map x = map_random(6, 11, 13), y = naive_conv_norm(g, conv, norm, &x), z = naive(&a, &x);
     CHECK_CLOSE(difference(&y, &z), 0, 1e-13);
+    nn_affine none;
+    CHECK(!nn_affine_conv(&none, g, norm, -1, &e) && strstr(e.msg, "bn"));
+    CHECK(!nn_affine_slice(&none, g, conv, &e) && !none.w);
     mem_free(x.x);
     mem_free(y.x);
     mem_free(z.x);
