@@ -143,7 +143,10 @@ typedef struct {
 } nn_model;
 extern const nn_model *const nn_models[];                /* NULL-terminated */
 const nn_model *nn_model_find(const char *name);
-/* A builder name (initialised with seed) or a model file, by what exists. */
+/* The input size as the command line has it, "C,H,W", into b; NULL: not asked for. */
+bool nn_build_input(nn_build *b, const char *chw, err *e);
+/* A builder name (initialised with seed) or a model file, by what exists. What b asks of a file must
+ * be what it holds (ERR_CONFIG). b NULL asks for nothing. */
 nn_graph *nn_model_open(const char *name_or_file, const nn_build *b, uint64_t seed, err *e);
 /* Published weights (.pth/.pt/.th/.safetensors in torchvision's, timm's or akamaster's names) into a
  * built graph; every missing, extra or misshapen tensor is named in the sentence (first few). */
@@ -216,12 +219,14 @@ bool nn_affine_slice(nn_affine *out, const nn_graph *g, int slice, err *e);
 bool nn_affine_compose(nn_affine *out, const nn_affine *first, const nn_affine *second, err *e);
 /* y = F(x) + x: one on the channel diagonal at tap P (2.5). Groups stay when the diagonal fits. */
 bool nn_affine_add_skip(nn_affine *a, err *e);
-/* y = F(x) + p(x): p embedded at tap offset P - pp. Result groups = gcd. */
+/* y = F(x) + p(x): p embedded at tap offset P - pp, the kernel growing where p is larger. Result
+ * groups = gcd. The caller sees to equal output sizes. */
 bool nn_affine_add_projection(nn_affine *a, const nn_affine *p, err *e);
 /* Expand groups to dense in place. */
 bool nn_affine_dense(nn_affine *a, err *e);
 void nn_affine_free(nn_affine *a);
-/* Append the conv2d (with bias) that computes a, rounded to float once. Returns its id. */
+/* Append the conv2d (with bias) that computes a, rounded to float once. Returns its id; `in` itself
+ * for the identity. */
 int  nn_affine_node(nn_graph *g, const char *name, int in, const nn_affine *a, err *e);
 
 #endif
