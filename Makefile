@@ -1,4 +1,4 @@
-# layermerge: build, test, measure. Knobs: CC= BLAS=openblas|none B=build/dir PREFIX= DESTDIR=
+# layermerge: build, test, measure. Knobs: CC= BLAS=openblas|none B=build/dir PREFIX= DESTDIR= V=1
 CC     ?= cc
 CFLAGS ?= -O3 -g
 PREFIX ?= /usr/local
@@ -22,6 +22,7 @@ TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 BENCH := $(patsubst %.c,$(B)/%,$(wildcard bench/bench_*.c))
 LIB   := $(B)/liblayermerge.a
 obj    = $(patsubst %.c,$(B)/%.o,$(1))
+Q      = $(if $(V),,@echo "  $@";)
 
 # All cores, unless the caller chose.
 ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
@@ -31,14 +32,13 @@ endif
 all: $(B)/layermerge
 	@cmp -s $< layermerge || cp -f $< layermerge
 $(B)/layermerge: $(call obj,main.c $(CMD)) $(LIB)
-	$(CC) $(CFLAGS) -pthread $(LDFLAGS) $^ -o $@ $(LIBS)
+	$(Q)$(CC) $(CFLAGS) -pthread $(LDFLAGS) $^ -o $@ $(LIBS)
 $(LIB): $(call obj,$(SRC))
-	rm -f $@ && $(AR) qcs $@ $^
+	$(Q)rm -f $@ && $(AR) qcs $@ $^
 $(TESTS) $(BENCH): $(B)/%: $(B)/%.o $(LIB)
-	$(CC) $(CFLAGS) -pthread $(LDFLAGS) $^ -o $@ $(LIBS)
+	$(Q)$(CC) $(CFLAGS) -pthread $(LDFLAGS) $^ -o $@ $(LIBS)
 $(B)/%.o: %.c $(B)/flags
-	@mkdir -p $(@D)
-	$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(ISA) $(ABOUT) -MMD -MP -c $< -o $@
+	$(Q)mkdir -p $(@D) && $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(ISA) $(ABOUT) -MMD -MP -c $< -o $@
 
 # The only files that may contain instructions beyond the baseline.
 ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
