@@ -155,7 +155,7 @@ struct nn_plan {
     int       *value, *grad;     /* per node: buffer or -1 */
     int       *param_grad;       /* per parameter: buffer or -1 */
     int      (*memory)[NN_MEMORIES];   /* per step: buffers of mem[] */
-    nn_buffer *buffer; int n_buffer, cap_buffer;
+    nn_buffer *buffer; int n_buffer;
     arena      mem;
     size_t     live_bytes, weight_bytes, scratch_bytes;
     nn_run     run;

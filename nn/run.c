@@ -1,0 +1,154 @@
+/* Running a plan: loops over its steps, and what callers may ask of it. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "nn/op.h"
+
+/* ---- poison --------------------------------------------------------------------------------------- */
+
+void nn_plan_poison(nn_plan *p, bool on) { p->poison = on; }
+
+static void spoil(const nn_plan *p, const nn_buffer *b)
+{
+    float *x = (float *)(void *)(p->mem.base + b->offset);
+    for (size_t i = 0; i < b->bytes / sizeof *x; i++)
+        x[i] = NAN;
+}
+
+/* Before and after time t: what begins holds nothing yet, what ended holds nothing any more. */
+static void poison(const nn_plan *p, int t, bool after)
+{
+    for (int i = 0; p->poison && i < p->n_buffer; i++) {
+        const nn_buffer *b = &p->buffer[i];
+        if (b->same < 0 && (after ? b->last : b->first) == t)
+            spoil(p, b);
+    }
+}
+
+/* ---- run ------------------------------------------------------------------------------------------- */
+
+void nn_plan_forward(nn_plan *p)
+{
+    for (int i = 0; i < p->n_step; i++) {
+        nn_step *s = &p->step[i];
+        poison(p, i, false);
+        s->op->forward(s, &p->run);
+        poison(p, i, true);
+    }
+}
+
+void nn_plan_backward(nn_plan *p)
+{
+    for (int i = p->n_step - 1; i >= 0; i--) {
+        nn_step *s = &p->step[i];
+        const int t = 2 * p->n_step - 1 - i;
+        poison(p, t, false);
+        if (s->active)
+            s->op->backward(s, &p->run);
+        poison(p, t, true);
+    }
+}
+
+void nn_plan_refresh(nn_plan *p)
+{
+    if (p->mode != NN_INFER)
+        return;
+    for (int i = 0; i < p->n_step; i++)
+        if (p->step[i].op->refresh)
+            p->step[i].op->refresh(&p->step[i]);
+}
+
+/* ---- ask --------------------------------------------------------------------------------------------- */
+
+int nn_plan_batch(const nn_plan *p) { return p->batch; }
+
+static int input_node(const nn_plan *p, int which)
+{
+    for (int i = 0; i < p->g->n_node; i++)
+        if (nn_ops[p->g->node[i].op]->flags & NN_NO_STEP && which-- == 0)
+            return i;
+    return -1;
+}
+
+float *nn_plan_input(nn_plan *p, int which)
+{
+    const int i = input_node(p, which);
+    return i < 0 ? NULL : nn_plan_at(p, p->value[i]);
+}
+
+float *nn_plan_input_grad(nn_plan *p, int which)
+{
+    const int i = input_node(p, which);
+    return i < 0 ? NULL : nn_plan_at(p, p->grad[i]);
+}
+
+const float *nn_plan_output(const nn_plan *p)
+{
+    return nn_plan_at(p, p->value[p->alias[p->g->output]]);
+}
+
+/* A value is kept if it outlives the last forward step: then nobody has written over it. */
+const float *nn_plan_value(const nn_plan *p, int node)
+{
+    if (node < 0 || node >= p->g->n_node)
+        return NULL;
+    const int b = p->value[p->alias[node]];
+    return b >= 0 && p->buffer[b].last >= p->n_step ? nn_plan_at(p, b) : NULL;
+}
+
+double nn_plan_loss(const nn_plan *p)
+{
+    double sum = 0;
+    for (int i = 0; i < p->n_step; i++)
+        if (p->step[i].op->flags & NN_IS_LOSS)
+            sum += (double)p->step[i].node->attr.weight * p->step[i].loss;
+    return sum;
+}
+
+float *nn_plan_grad(nn_plan *p, int param)
+{
+    return param < 0 || param >= p->g->n_param ? NULL : nn_plan_at(p, p->param_grad[param]);
+}
+
+void nn_plan_random(nn_plan *p, uint64_t seed, int64_t epoch, int64_t step)
+{
+    p->run.seed = seed;
+    p->run.epoch = epoch;
+    p->run.step = step;
+}
+
+void nn_plan_momentum(nn_plan *p, double momentum) { p->run.momentum = momentum; }
+
+nn_plan_info nn_plan_describe(const nn_plan *p)
+{
+    return (nn_plan_info){ .arena_bytes = p->mem.cap, .live_bytes = p->live_bytes,
+                           .weight_bytes = p->weight_bytes, .scratch_bytes = p->scratch_bytes,
+                           .steps = p->n_step };
+}
+
+static void print_place(const nn_plan *p, buf *out, const char *what, int buffer)
+{
+    if (buffer >= 0)
+        buf_printf(out, "  %s@%zu", what, (size_t)((char *)nn_plan_at(p, buffer) - p->mem.base));
+}
+
+void nn_plan_print(const nn_plan *p, buf *out)
+{
+    static const char *const acts[ACT_COUNT] = { "", "+relu", "+relu6", "+silu" };
+    for (int i = 0; i < p->n_step; i++) {
+        const nn_step *s = &p->step[i];
+        const int64_t *d = s->node->dim;
+        buf_printf(out, "%3d %-24s %s%s%s%s  %dx%lldx%lldx%lld", i, s->node->name, s->op->name,
+                   s->norm >= 0 ? "+batchnorm" : "", s->residual >= 0 ? "+add" : "", acts[s->act],
+                   p->batch, (long long)d[1], (long long)d[2], (long long)d[3]);
+        if (s->conv)
+            buf_printf(out, "  %s", conv_plan_road(s->conv));
+        for (int k = 0; k < s->n_in; k++)
+            print_place(p, out, "x", p->value[s->in[k]]);
+        print_place(p, out, "res", s->residual >= 0 ? p->value[s->residual] : -1);
+        print_place(p, out, "y", p->value[s->out]);
+        print_place(p, out, "dy", s->active ? p->grad[s->out] : -1);
+        buf_puts(out, "\n");
+    }
+}
