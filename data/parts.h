@@ -1,0 +1,80 @@
+/* What the files of data share: the inside of a set, and the steps between a decoded image and the
+ * floats of a batch. Not for other folders. */
+#ifndef LM_DATA_PARTS_H
+#define LM_DATA_PARTS_H
+
+#include <stdatomic.h>
+
+#include "data/data.h"
+
+#define IMAGE_MAX_SIDE 16384
+
+/* ---- JPEG and PNG before the decoder sees them -------------------------------------------------- */
+
+typedef struct {
+    int w, h, components;
+    int adobe;                   /* colour transform of the Adobe segment; -1: no such segment */
+    int orientation;             /* EXIF 1 … 8 */
+} jpeg_info;
+bool jpeg_walk(const uint8_t *p, size_t size, const char *name, jpeg_info *out, err *e);
+bool png_walk(const uint8_t *p, size_t size, const char *name, int *w, int *h, err *e);
+
+bool image_convert(const data_image *src, int c, data_image *out, err *e);   /* grey ↔ colour */
+
+/* ---- sets ---------------------------------------------------------------------------------------- */
+
+typedef struct { int h, w, c; uint8_t x[]; } set_frame;     /* decoded pixels that stay in memory */
+
+/* A source fills n, classes, class_name, label, prep and either `pixel` (all images of one size) or
+ * `produce` (made on request; kept afterwards while memo_left lasts). */
+struct data_set {
+    int64_t n;
+    int classes;
+    char **class_name;           /* classes */
+    int32_t *label;              /* n */
+    data_prep prep;
+    buf names; size_t *name_at;  /* n offsets into names */
+
+    int h, w, c;                 /* of every image in pixel */
+    uint8_t *pixel;              /* n·h·w·c, or NULL */
+    bool (*produce)(const data_set *s, int64_t source, data_image *out, err *e);
+    void *source; void (*source_free)(void *source);
+    _Atomic(set_frame *) *memo;  /* n, or NULL */
+    atomic_llong *memo_left;     /* bytes */
+
+    int32_t *map;                /* image number → source number; NULL: the same */
+    int64_t n_source;            /* n before the limit */
+    atomic_uchar *bad;           /* n_source */
+    bool fail_on_bad;
+};
+
+/* Each source says whether the spec is its own; false without an error means "not mine". */
+typedef enum { SOURCE_NOT_MINE, SOURCE_OPENED, SOURCE_FAILED } source_answer;
+typedef source_answer source_open(data_set *s, const char *spec, const char *split, err *e);
+source_open folder_open, cifar_open, mnist_open, shapes_open;
+
+bool set_alloc(data_set *s, int64_t n, int classes, err *e);              /* labels, class names */
+bool set_name_class(data_set *s, int label, const char *name, err *e);
+bool set_number_classes(data_set *s, err *e);                             /* "0", "1", … */
+void set_add_name(data_set *s, int64_t i, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+bool set_join(char out[4096], const char *dir, const char *name, err *e); /* dir/name */
+
+/* One image's pixels: borrowed from the set, or owned (`own` to be freed with mem_free). */
+typedef struct { int h, w, c; const uint8_t *x; uint8_t *own; } set_view;
+bool set_look(const data_set *s, int64_t i, set_view *v, err *e);
+
+/* The permutation behind data_pick and the limit, cut to n entries: labels[count] in 0…classes-1. */
+bool balanced_order(const int32_t *label, int64_t count, int classes, uint64_t seed, int64_t from,
+                    int64_t n, int32_t *out, err *e);
+
+/* ---- from pixels to floats ------------------------------------------------------------------------ */
+
+typedef struct { data_prep prep; float value[3][256]; } prep_table;   /* (v/255 - mean)/std */
+void prep_table_init(prep_table *t, const data_prep *p);
+/* One image into out (H,W,C of prep). a NULL or all zero: evaluation. r: the image's generator. */
+bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_view *v, float *out, err *e);
+double beta_sample(rng *r, double a);                                     /* Beta(a,a) */
+/* Mix each image with its mirror in the batch: x[i] = lam*x[i] + (1-lam)*x[n-1-i]. */
+void mixup_batch(float *x, int n, int64_t floats, float lam);
+
+#endif
