@@ -3,9 +3,19 @@
 
 #include "core/kern/kern.h"
 
+kern_table kern;
 static const char *road = "direct";
 
-void kern_select(isa_level isa) { (void)isa; }
+void kern_select(isa_level isa)
+{
+    kern_portable(&kern);
+#if defined(__x86_64__)
+    if (isa >= ISA_AVX2) kern_avx2(&kern);
+    if (isa >= ISA_AVX512) kern_avx512(&kern);
+#else
+    (void)isa;
+#endif
+}
 
 bool conv_road_select(const char *name, err *e)
 {

@@ -2,18 +2,61 @@
  *
  * The public functions of core/kern.h live in conv.c, norm.c, pool.c and optim.c. They cut the work
  * by shape, hand the pieces to par_for, and reach their inner loops through one table of function
- * pointers that kern_select fills once. */
+ * pointers that kern_select fills once. kern_body.h writes these loops once; kern_portable.c,
+ * kern_avx2.c and kern_avx512.c compile it. */
 #ifndef LM_KERN_INTERNAL_H
 #define LM_KERN_INTERNAL_H
 
 #include "core/kern.h"
 
-/* Called by core_init before anything computes. */
+/* ---- register tiles of dense convolution: body_conv.h ----------------------------------------- */
+
+enum { TILE_MAX = 16 };                                 /* no tile is taller */
+
+typedef struct { int32_t x, w; } conv_run;              /* offsets in floats */
+
+/* y[oy[i]][0 … 16*NV) = clamp(bias + sum over runs of x[ox[i] + run.x …]·w[run.w …] + residual) */
+typedef struct {
+    const float *x, *w;
+    const int32_t *ox, *oy;                             /* MR pixels: floats from x and from y */
+    const conv_run *run; int runs, len;
+    float *y;
+    const float *bias, *residual;                       /* either may be NULL; residual as y */
+    float lo, hi;
+    int lanes;                                          /* valid in the last vector */
+} tile_args;
+
+/* sum[i][0 … 16*NV) (+)= sum over images, lines, pixels of x[i]·dy[0 … 16*NV) */
+typedef struct {
+    const float *x, *dy;
+    int64_t x_img, dy_img, x_line, dy_line, x_step, dy_step;
+    int imgs, lines, count;
+    int lanes;
+    bool add;
+    float *sum;
+} wtile_args;
+
+typedef struct {
+    int lanes;
+    int tallest[2];                                     /* tile heights: 1 … tallest[NV-1] */
+    void (*tile[2][TILE_MAX + 1])(const tile_args *);   /* [NV-1][MR] */
+    void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
+} kern_table;
+
+extern kern_table kern;
+void kern_portable(kern_table *k);
+void kern_avx2(kern_table *k);
+void kern_avx512(kern_table *k);
+
+/* ---- choices, called by core_init before anything computes ------------------------------------ */
+
 void kern_select(isa_level isa);
 bool conv_road_select(const char *road, err *e);        /* NULL: "direct" */
 const char *conv_road(void);
 
-/* The definition of a convolution, in loops: the road "reference". Weights as they come, OIHW. */
+/* ---- the definition --------------------------------------------------------------------------- */
+
+/* A convolution in loops: the road "reference". Weights as they come, OIHW. */
 void ref_conv_forward(const conv_shape *s, const float *x, const float *w, const conv_epilogue *ep,
                       float *y);
 void ref_conv_data_grad(const conv_shape *s, const float *dy, const float *w, bool accumulate,

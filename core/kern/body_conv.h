@@ -1,0 +1,106 @@
+/* The two register tiles of dense convolution.
+ *
+ * Forward and data gradient: MR pixels × NV vectors of out-channels. The sum runs over `runs`
+ * stretches of `len` consecutive input floats (a tap's channels, or a whole row of taps), the same
+ * for every pixel up to where the pixel starts; the packed weights hold NV*LANES out-channels for
+ * each step.
+ *
+ * Weight gradient: MR in-channels × NV vectors of out-channels of one tap; the sum runs over
+ * images, lines and pixels. */
+
+INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t c, const float *w,
+                      vf acc[][2])
+{
+    vf b[2];
+    UNROLL for (int v = 0; v < NV; v++) b[v] = v_load(w + v * LANES);
+    UNROLL for (int i = 0; i < MR; i++) {
+        vf x = v_set1(p[i][c]);
+        UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_fma(x, b[v], acc[i][v]);
+    }
+}
+
+INLINE void tile_body(const int MR, const int NV, const tile_args *t)
+{
+    const float *p[TILE_MAX];
+    vf acc[TILE_MAX][2], start[2];
+    UNROLL for (int v = 0; v < NV; v++)
+        start[v] = t->bias ? v_load_n(t->bias + v * LANES, v == NV - 1 ? t->lanes : LANES) : v_zero();
+    UNROLL for (int i = 0; i < MR; i++) {
+        p[i] = t->x + t->ox[i];
+        UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start[v];
+    }
+    for (int r = 0; r < t->runs; r++) {
+        const float *w = t->w + t->run[r].w;
+        int64_t c = t->run[r].x, end = c + t->len;
+        /* Four steps at a time: pointers that do not fit in registers are then loaded less often. */
+        for (; c + 4 <= end; c += 4, w += 4 * NV * LANES)
+            UNROLL for (int u = 0; u < 4; u++)
+                tile_step(MR, NV, p, c + u, w + u * NV * LANES, acc);
+        for (; c < end; c++, w += NV * LANES) tile_step(MR, NV, p, c, w, acc);
+    }
+    vf lo = v_set1(t->lo), hi = v_set1(t->hi);
+    UNROLL for (int i = 0; i < MR; i++) {
+        float *y = t->y + t->oy[i];
+        const float *residual = t->residual ? t->residual + t->oy[i] : NULL;
+        UNROLL for (int v = 0; v < NV; v++) {
+            int n = v == NV - 1 ? t->lanes : LANES;
+            vf a = acc[i][v];
+            if (residual) a = v_add(a, v_load_n(residual + v * LANES, n));
+            v_store_n(y + v * LANES, n, v_min(hi, v_max(lo, a)));
+        }
+    }
+}
+
+INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
+{
+    vf acc[TILE_MAX][2];
+    UNROLL for (int i = 0; i < MR; i++)
+        UNROLL for (int v = 0; v < NV; v++)
+            acc[i][v] = t->add ? v_load(t->sum + (i * NV + v) * LANES) : v_zero();
+    for (int n = 0; n < t->imgs; n++)
+        for (int l = 0; l < t->lines; l++) {
+            const float *x = t->x + n * t->x_img + l * t->x_line;
+            const float *dy = t->dy + n * t->dy_img + l * t->dy_line;
+            for (int q = t->count; q > 0; q--, x += t->x_step, dy += t->dy_step) {
+                vf d[2];
+                UNROLL for (int v = 0; v < NV; v++) d[v] = v_load_n(dy + v * LANES, v == NV - 1 ? t->lanes : LANES);
+                UNROLL for (int i = 0; i < MR; i++) {
+                    vf b = v_set1(x[i]);
+                    UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_fma(b, d[v], acc[i][v]);
+                }
+            }
+        }
+    UNROLL for (int i = 0; i < MR; i++)
+        UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
+}
+
+/* Heights that fit the register file: the accumulators, NV vectors of weights, one broadcast. */
+#if defined(__AVX512F__)
+#define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) \
+                     X(11, 2) X(12, 2) X(13, 2) X(14, 2)
+#define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1) X(9, 1) X(10, 1) \
+                     X(11, 1) X(12, 1) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
+enum { TALLEST_2 = 14, TALLEST_1 = 16 };
+#elif defined(__AVX2__)
+#define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2)
+#define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
+enum { TALLEST_2 = 6, TALLEST_1 = 8 };
+#else
+#define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2)
+#define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
+enum { TALLEST_2 = 5, TALLEST_1 = 8 };
+#endif
+
+#define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, t); } \
+                  static void wtile_##MR##_##NV(const wtile_args *t) { wtile_body(MR, NV, t); }
+HEIGHTS_1(X) HEIGHTS_2(X)
+#undef X
+
+static void fill_conv(kern_table *k)
+{
+#define X(MR, NV) k->tile[NV - 1][MR] = tile_##MR##_##NV; k->wtile[NV - 1][MR] = wtile_##MR##_##NV;
+    HEIGHTS_1(X) HEIGHTS_2(X)
+#undef X
+    k->tallest[0] = TALLEST_1;
+    k->tallest[1] = TALLEST_2;
+}

@@ -1,0 +1,62 @@
+/* Roads of the convolution, private to core/kern.
+ *
+ * A road is a plan with the four things done with it. conv.c picks one per shape; each file makes
+ * its own kind of plan: conv_tile.c (forward and data gradient on the register tile) together with
+ * conv_wgrad.c, depthwise.c, im2col.c, and the loops of kern_ref.c. */
+#ifndef LM_CONV_H
+#define LM_CONV_H
+
+#include "core/kern/kern.h"
+
+/* ---- a gather: what forward and data gradient have in common ---------------------------------- */
+
+/* out[q] = sum over taps and channels of in[q*stride + offset(tap)] · w[tap], zero outside the
+ * image. Forward is one gather. The data gradient is one for each of the sh×sw phases of the
+ * input's rows and columns, of stride 1: rows h with equal (h+pt) mod sh read the same taps. */
+typedef struct {
+    int n, ih, iw;               /* image read */
+    int qh, qw;                  /* grid of output pixels */
+    int64_t y_img, y_row, y_col, y_base;  /* floats from one output pixel to the next; of the first */
+    int groups, c, o;            /* channels of one group, read and written */
+    int sh, sw;
+    int th, tw;                  /* taps; th*tw = 0: the sum is empty */
+    int *row, *col;              /* offset of each tap, ascending; row owns the memory of all four */
+    int *kr, *kc;                /* its place in the kernel */
+    bool transposed;             /* channels read are the weights' out-channels */
+} gather;
+
+/* Fills g[]: 1 for forward, up to sh*sw for the data gradient. Returns how many, 0 on failure. */
+int  gathers_new(const conv_shape *s, conv_pass pass, gather *g, err *e);
+void gathers_free(gather *g, int n);
+/* Where in OIHW the weight for (group, out, in, tap row, tap column) stands. */
+int64_t gather_weight(const gather *g, const conv_shape *s, int group, int o, int c, int a, int b);
+/* First and last+1 tap that is inside [0,size) for some q in [q0,q1]. */
+void taps_live(const int *offset, int taps, int q0, int q1, int stride, int size, int *t0, int *t1);
+
+/* ---- roads ------------------------------------------------------------------------------------ */
+
+/* Work is cut until there are about this many pieces, if each is then worth PIECE_MACS. */
+enum { PIECES = 32, PIECE_MACS = 1 << 18 };
+
+typedef struct tile_plan tile_plan;                     /* one gather on the register tile */
+tile_plan *tile_plan_new(const gather *g, const conv_shape *s, err *e);   /* takes the gather over */
+void   tile_plan_free(tile_plan *p);
+size_t tile_packed_floats(const tile_plan *p);
+void   tile_pack(const tile_plan *p, const float *w_oihw, float *packed);
+size_t tile_scratch_floats(const tile_plan *p);
+void   tile_run(const tile_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
+                float *y, float *scratch);
+
+typedef struct wgrad_plan wgrad_plan;
+wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e);
+void   wgrad_plan_free(wgrad_plan *p);
+size_t wgrad_scratch_floats(const wgrad_plan *p);
+void   wgrad_run(const wgrad_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
+                 float *scratch);
+
+/* Out-channels of a group as panels of two vectors, the last of one if that is enough. */
+typedef struct { int first, nv, lanes; } panel;         /* lanes: valid in the last vector */
+int   panel_count(int channels);
+panel panel_at(int channels, int i);
+
+#endif

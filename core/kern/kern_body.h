@@ -1,0 +1,12 @@
+/* The inner loops, written once over simd.h and compiled once per instruction set. The file that
+ * includes this defines KERN_NAME, the function that fills the table. */
+#include "core/kern/kern.h"
+#include "core/kern/simd.h"
+
+#include "core/kern/body_conv.h"
+
+void KERN_NAME(kern_table *k)
+{
+    k->lanes = LANES;
+    fill_conv(k);
+}
