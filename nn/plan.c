@@ -23,7 +23,9 @@ enum { POISON = false };
 
 /* What is known about nodes before there are steps. */
 typedef struct {
-    bool *needed;                /* by the output or a loss */
+    int  *order, n_order;        /* needed nodes as they will be computed */
+    int  *pending;               /* of the search for the order: nodes entered and not yet left */
+    int  *next;                  /*   … inputs each of them has yet to visit; -1: not entered */
     bool *taken;                 /* absorbed by an earlier step */
     int  *uses, *user;           /* reads by needed nodes (the output counts as one); the last reader */
     int  *home;                  /* step that leaves this node's value, -1 */
@@ -32,51 +34,75 @@ typedef struct {
 
 static void survey_free(survey *v)
 {
-    mem_free(v->needed);
+    mem_free(v->order);
     mem_free(v->taken);
-    mem_free(v->uses);
-    mem_free(v->user);
-    mem_free(v->home);
-    mem_free(v->wanted);
 }
 
-static bool survey_new(survey *v, int n, err *e)
+static bool survey_new(survey *v, int count, err *e)
 {
-    *v = (survey){ .needed = mem_new((size_t)n, sizeof(bool), e), .taken = mem_new((size_t)n, sizeof(bool), e),
-                   .uses = mem_new((size_t)n, sizeof(int), e), .user = mem_new((size_t)n, sizeof(int), e),
-                   .home = mem_new((size_t)n, sizeof(int), e), .wanted = mem_new((size_t)n, sizeof(bool), e) };
-    if (v->needed && v->taken && v->uses && v->user && v->home && v->wanted)
-        return true;
-    survey_free(v);
-    return false;
+    const size_t n = (size_t)count;
+    int *ints = mem_new(6 * n, sizeof *ints, e);
+    bool *bools = mem_new(2 * n, sizeof *bools, e);
+    *v = (survey){ .order = ints, .taken = bools };
+    if (!ints || !bools)
+        return false;
+    v->pending = ints + n;
+    v->next = ints + 2 * n;
+    v->uses = ints + 3 * n;
+    v->user = ints + 4 * n;
+    v->home = ints + 5 * n;
+    v->wanted = bools + n;
+    for (int i = 0; i < count; i++)
+        v->next[i] = v->user[i] = v->home[i] = -1;
+    return true;
 }
 
 /* ---- order and fusion -------------------------------------------------------------------------- */
 
-static void find_needed(nn_plan *p, survey *v)
+/* Everything root needs, each node behind its inputs, the last input first: a shortcut is computed
+ * before the main branch, so that the end of that branch can take the sum along, and so that the
+ * input of the block dies early. */
+static void visit(const nn_plan *p, survey *v, int root)
+{
+    int depth = 0;
+    const nn_graph *g = p->g;
+    if (v->next[root] < 0) {
+        v->next[root] = g->node[root].n_in;
+        v->pending[depth++] = root;
+    }
+    while (depth > 0) {
+        const int i = v->pending[depth - 1];
+        if (v->next[i] == 0) {
+            v->order[v->n_order++] = i;
+            depth--;
+            continue;
+        }
+        const int in = p->alias[g->node[i].in[--v->next[i]]];
+        v->uses[in]++;
+        v->user[in] = i;
+        if (v->next[in] < 0) {
+            v->next[in] = g->node[in].n_in;
+            v->pending[depth++] = in;
+        }
+    }
+}
+
+static void find_order(nn_plan *p, survey *v)
 {
     const nn_graph *g = p->g;
     for (int i = 0; i < g->n_node; i++) {
         const nn_node *n = &g->node[i];
         bool through = p->mode == NN_INFER && nn_ops[n->op]->flags & NN_TRAIN_ONLY;
         p->alias[i] = through ? p->alias[n->in[0]] : i;
-        v->home[i] = v->user[i] = -1;
     }
-    for (int i = g->n_node - 1; i >= 0; i--) {
-        const nn_node *n = &g->node[i];
-        if (i == g->output || nn_ops[n->op]->flags & NN_IS_LOSS)
-            v->needed[p->alias[i]] = true;
-        for (int k = 0; v->needed[i] && k < n->n_in; k++) {
-            const int from = p->alias[n->in[k]];
-            v->needed[from] = true;
-            v->uses[from]++;
-            v->user[from] = v->user[from] < 0 ? i : v->user[from];
-        }
-    }
+    visit(p, v, p->alias[g->output]);
     v->uses[p->alias[g->output]]++;
+    for (int i = 0; i < g->n_node; i++)
+        if (nn_ops[g->node[i].op]->flags & NN_IS_LOSS)
+            visit(p, v, i);
 }
 
-/* The only node that reads `node`, if it has one of the flags; else NULL. */
+/* The op of the only node that reads `node`, and that node's id; NULL when there are more or none. */
 static const nn_op *follower(const nn_plan *p, const survey *v, int node, int *id)
 {
     if (v->uses[node] != 1 || v->user[node] < 0)
@@ -137,10 +163,11 @@ static void bind_params(const nn_plan *p, nn_step *s)
 static void make_steps(nn_plan *p, survey *v, unsigned options)
 {
     const nn_graph *g = p->g;
-    for (int i = 0; i < g->n_node; i++) {
+    for (int o = 0; o < v->n_order; o++) {
+        const int i = v->order[o];
         const nn_node *n = &g->node[i];
         const nn_op *op = nn_ops[n->op];
-        if (!v->needed[i] || v->taken[i] || p->alias[i] != i || op->flags & NN_NO_STEP)
+        if (v->taken[i] || op->flags & NN_NO_STEP)
             continue;
         nn_step *s = &p->step[p->n_step];
         *s = (nn_step){ .op = op, .node = n, .mode = p->mode, .id = i, .out = i, .n_in = n->n_in,
@@ -517,7 +544,7 @@ nn_plan *nn_plan_build(nn_graph *g, nn_mode mode, int batch, unsigned options, e
     survey v = { 0 };
     bool ok = allocate(p, e) && survey_new(&v, g->n_node, e);
     if (ok) {
-        find_needed(p, &v);
+        find_order(p, &v);
         make_steps(p, &v, options);
         ok = find_gradients(p, &v, e);
     }
