@@ -118,7 +118,7 @@ static bool in_range(const cli_option *o, const char *text, double value, err *e
     if (!o->range) return true;
     const char *colon = strchr(o->range, ':');
     int lo_len = (int)(colon - o->range);
-    double lo = -INFINITY, hi = INFINITY;
+    double lo = -HUGE_VAL, hi = HUGE_VAL;
     if (lo_len) read_number(o->range, (size_t)lo_len, &lo);
     if (colon[1]) read_number(colon + 1, strlen(colon + 1), &hi);
     if (value >= lo && value <= hi) return true;

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Who may include whom (core <- nn, data <- train <- search), and how long a file may be.
-# One check per source file; a wrong include is printed as file:line.
+# One check per source file; a wrong include is printed as file:line. And every verb is in main.c.
 cd "$(dirname "$0")/.." || exit 1
 passed=0 failed=0
 
@@ -40,5 +40,10 @@ check() {
 }
 
 for file in main.c $(find core nn data train search -name '*.[ch]' | sort); do check "$file"; done
+for file in $(find core nn data train search -name 'cmd_*.c'); do
+    verb=$(basename "$file" .c)
+    if grep -qE "X\\(${verb#cmd_}\\)" main.c; then passed=$((passed + 1))
+    else failed=$((failed + 1)); echo "FAILED: main.c: the verb of $file is not in the table"; fi
+done
 echo "tests/layers.sh: $passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]
