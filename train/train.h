@@ -29,11 +29,17 @@ typedef struct {                 /* numbers of the paper's tables; a row of reci
 extern const train_recipe train_recipes[];               /* ends with name NULL; row 0 is the default */
 const train_recipe *train_recipe_find(const char *name);
 
+/* A model file, or a builder whose classes and input come from the data where b leaves them 0, and
+ * which gets the data's preprocessing for its input size. Other classes than the data's: ERR_CONFIG. */
+nn_graph *train_open_model(const char *name_or_file, const nn_build *b, const data_set *s,
+                           uint64_t seed, err *e);
+
 /* ---- measuring ------------------------------------------------------------------------------------ */
 
 typedef struct { int64_t n; double top1, top5, loss, seconds; } eval_result;   /* percent; mean loss */
 /* Evaluate g (INFER plan, its own prep) on index[0..n) of s, or on all of it when index is NULL.
- * pred: n labels or NULL. batch 0: a default. */
+ * pred: n labels or NULL (-1: could not be decoded; such images are not in the result). batch 0: a
+ * default. An output that is not finite: ERR_NONFINITE. stop_requested(): ERR_STOPPED. */
 bool eval_run(nn_graph *g, const data_set *s, const int32_t *index, int64_t n, int batch,
               eval_result *out, int32_t *pred, err *e);
 /* Running statistics of all norms from the training-mode forward over the images (cumulative mean). */
@@ -66,6 +72,7 @@ typedef struct {
     double checkpoint_s;         /* 0: 30 */
     const char *identity;        /* text that must match for resuming (recipe, data, hash of start) */
     void (*tick)(void *ctx, const train_tick *t); void *ctx;
+    void (*note)(void *ctx, const char *text);   /* the lines of log.txt; may be NULL, as may tick */
 } train_job;
 
 typedef struct { eval_result val; double train_loss, images_per_s; int64_t steps; bool resumed; } train_result;

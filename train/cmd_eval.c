@@ -1,0 +1,83 @@
+/* layermerge eval: accuracy and loss of a model on data. */
+#include "core/cli.h"
+#include "train/train.h"
+
+#include <stdio.h>
+
+typedef struct {
+    const char *model, *data, *split, *predictions, *bad;
+    int64_t limit, batch;
+} eval_options;
+
+#define AT(member) offsetof(eval_options, member)
+static const cli_option options[] = {
+    { "model", CLI_TEXT, AT(model), "!", NULL, "model file" },
+    { "data", CLI_TEXT, AT(data), "!", NULL, "data set: a folder, or builtin:shapes[,...]" },
+    { "split", CLI_CHOICE, AT(split), "val", "train|val", "which images" },
+    { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of them; 0: all" },
+    { "batch", CLI_INT, AT(batch), "0", "1:1048576", "images at a time; 0: by their size" },
+    { "predictions", CLI_TEXT, AT(predictions), NULL, NULL, "write index,label,pred (CSV)" },
+    { "on-bad-image", CLI_CHOICE, AT(bad), "skip", "skip|fail", "what to do with undecodable images" },
+};
+
+static bool write_predictions(const char *path, const data_set *s, const int32_t *pred, err *e) {
+    buf b = {0};
+    buf_puts(&b, "index,label,pred\n");
+    for (int64_t i = 0; i < data_count(s); i++)
+        if (pred[i] >= 0) buf_printf(&b, "%lld,%d,%d\n", (long long)i, data_label(s, i), (int)pred[i]);
+    bool ok = (!b.failed || err_set(e, ERR_NOMEM, "out of memory")) && file_write(path, b.data, b.len, e);
+    buf_free(&b);
+    return ok;
+}
+
+static bool print_result(const cli_common *c, const eval_result *r, err *e) {
+    double speed = (double)r->n / r->seconds;
+    if (!c->json) {
+        printf("top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %lld images, %.0f images/s\n", r->top1, r->top5,
+               r->loss, (long long)r->n, speed);
+        return true;
+    }
+    buf b = {0};
+    json_writer j = json_writer_on(&b, false);
+    json_begin(&j, NULL, '{');
+    json_int(&j, "n", r->n);
+    json_number(&j, "top1", r->top1);
+    json_number(&j, "top5", r->top5);
+    json_number(&j, "loss", r->loss);
+    json_number(&j, "images_per_s", speed);
+    json_end(&j, '}');
+    if (!b.failed) puts(b.data);
+    bool ok = !b.failed || err_set(e, ERR_NOMEM, "out of memory");
+    buf_free(&b);
+    return ok;
+}
+
+static void tell_bad(const cli_common *c, const data_set *s) {
+    int64_t first[8], n = data_bad(s, first, CLI_COUNT(first));
+    if (!n || c->quiet) return;
+    fprintf(stderr, "%lld images could not be decoded and were left out:", (long long)n);
+    for (int64_t i = 0; i < n && i < CLI_COUNT(first); i++) fprintf(stderr, " %s", data_name(s, first[i]));
+    fprintf(stderr, n > CLI_COUNT(first) ? " ...\n" : "\n");
+}
+
+static bool run(const cli_common *c, const void *opt, int n_word, char **word, err *e) {
+    (void)n_word, (void)word;
+    const eval_options *o = opt;
+    data_options d = { .limit = o->limit, .fail_on_bad = o->bad[0] == 'f', .seed = (uint64_t)c->seed };
+    data_set *s = data_open(o->data, o->split, &d, e);
+    nn_graph *g = s ? train_open_model(o->model, &(nn_build){0}, s, (uint64_t)c->seed, e) : NULL;
+    int32_t *pred = g ? mem_new((size_t)data_count(s), sizeof *pred, e) : NULL;
+    eval_result r;
+    bool ok = pred && eval_run(g, s, NULL, 0, (int)o->batch, &r, pred, e);
+    if (ok) tell_bad(c, s);
+    ok = ok && (!o->predictions || write_predictions(o->predictions, s, pred, e)) && print_result(c, &r, e);
+    mem_free(pred);
+    nn_graph_free(g);
+    data_free(s);
+    return ok;
+}
+
+const cli_verb cmd_eval = {
+    "eval", "accuracy and loss of a model on data",
+    options, CLI_COUNT(options), sizeof(eval_options), NULL, run,
+};

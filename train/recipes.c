@@ -1,0 +1,61 @@
+/* Training recipes: the numbers of the papers, one row each. A flag of the command line overrides
+ * its number. The schedule is always per iteration. */
+#include <string.h>
+
+#include "train/train.h"
+
+#define SMALL_IMAGES .augment = { .pad = 4, .hflip = 0.5 }
+#define IMAGENET     .augment = { .rrc_min = 0.08, .hflip = 0.5 }
+#define SGD          .opt = OPT_SGD, .momentum = 0.9, .beta2 = 0.999, .opt_eps = 1e-8
+
+const train_recipe train_recipes[] = {
+    { .name = "cifar-resnet",
+      .source = "Zagoruyko and Komodakis 2016, section 3, with the cosine of Loshchilov and Hutter 2017",
+      .epochs = 200, .batch = 128, SGD, .lr = 0.1, .nesterov = true, .weight_decay = 5e-4,
+      .sched = SCHED_COSINE, .warmup_epochs = 1, .temperature = 1, SMALL_IMAGES },
+
+    { .name = "cifar-resnet-step",
+      .source = "He et al. 2016, section 4.2: 64 000 iterations, divided by ten at a half and three quarters",
+      .epochs = 164, .batch = 128, SGD, .lr = 0.1, .weight_decay = 1e-4,
+      .sched = SCHED_STEP, .temperature = 1, SMALL_IMAGES },
+
+    { .name = "finetune",
+      .source = "this project: a short, gentle continuation for pruned networks on small images",
+      .epochs = 10, .batch = 128, SGD, .lr = 0.01, .nesterov = true, .weight_decay = 1e-4,
+      .sched = SCHED_COSINE, .temperature = 1, SMALL_IMAGES },
+
+    { .name = "importance",
+      .source = "LayerMerge 2024: the short fine-tuning behind one row of the importance table",
+      .epochs = 1, .batch = 256, SGD, .lr = 0.1, .nesterov = true, .weight_decay = 1e-5,
+      .decay_all = true, .sched = SCHED_COSINE, .temperature = 1, IMAGENET },
+
+    { .name = "resnet34",
+      .source = "LayerMerge 2024, ResNet-34 (batch 8 x 128; the reference's cosine moves once per epoch)",
+      .epochs = 90, .batch = 1024, .opt = OPT_SGD, .lr = 1.024, .momentum = 0.875,
+      .beta2 = 0.999, .opt_eps = 1e-8, .weight_decay = 1.0 / 32768,
+      .sched = SCHED_COSINE, .warmup_epochs = 8, .smoothing = 0.1, .temperature = 1, IMAGENET },
+
+    { .name = "mobilenetv2-1.0",
+      .source = "LayerMerge 2024, MobileNetV2-1.0",
+      .epochs = 180, .batch = 256, SGD, .lr = 0.05, .nesterov = true, .weight_decay = 1e-5,
+      .decay_all = true, .sched = SCHED_COSINE, .temperature = 1, IMAGENET },
+
+    { .name = "mobilenetv2-1.4",
+      .source = "LayerMerge 2024, MobileNetV2-1.4 (there with RandAugment as well)",
+      .epochs = 180, .batch = 256, SGD, .lr = 0.1, .nesterov = true, .weight_decay = 1e-5,
+      .decay_all = true, .sched = SCHED_COSINE, .smoothing = 0.1, .clip = 5, .temperature = 1,
+      .augment = { .rrc_min = 0.08, .hflip = 0.5, .erase = 0.25 } },
+
+    { .name = "vgg19_bn",
+      .source = "Kim et al. 2023, VGG19-BN",
+      .epochs = 20, .batch = 256, SGD, .lr = 0.01, .nesterov = true, .weight_decay = 1e-5,
+      .decay_all = true, .sched = SCHED_COSINE, .temperature = 1, IMAGENET },
+
+    { .name = NULL },
+};
+
+const train_recipe *train_recipe_find(const char *name) {
+    for (const train_recipe *r = train_recipes; r->name; r++)
+        if (!strcmp(r->name, name)) return r;
+    return NULL;
+}
