@@ -64,22 +64,25 @@ void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool 
 
 /* Training-mode batch norm with fused residual and activation:
  *   y = act((x-mean)*invstd*gamma + beta + residual).   mean, invstd, var (biased): c floats, written.
- * residual may be NULL. scratch: bn_scratch_bytes(rows, c). y may be x's memory only if the caller
- * does not want backward. */
+ * residual may be NULL. scratch: bn_scratch_bytes(rows, c). y may be the residual's memory; x's only
+ * if the caller does not want backward. */
 size_t bn_scratch_bytes(int64_t rows, int c);
 void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta, float eps,
                 const float *residual, act_kind act, float *mean, float *var, float *invstd,
                 float *y, void *scratch);
 /* Backward of the above. y is the fused output (masks the activation; not read for ACT_NONE).
- * dx = or += ; dres (may be NULL) = or += gradient of the residual; dgamma, dbeta = or += . */
+ * dx = or += ; dres (may be NULL) = or += gradient of the residual; dgamma, dbeta = or += .
+ * dx.p may be NULL; dx or dres, not both, may be dy's memory. */
 typedef struct { float *p; bool accumulate; } grad_out;
 void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy,
                  const float *gamma, const float *mean, const float *invstd, act_kind act,
                  grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch);
-/* y = act(x*scale[ch] + shift[ch] + residual); scale, shift, residual may be NULL (1, 0, 0). */
+/* y = act(x*scale[ch] + shift[ch] + residual); scale, shift, residual may be NULL (1, 0, 0). y may be
+ * the memory of x or of the residual. */
 void affine_forward(int64_t rows, int c, const float *x, const float *scale, const float *shift,
                     const float *residual, act_kind act, float *y);
-/* dx = or += dy * act'(…): ReLU kinds read y (the output), ACT_SILU reads x (the input). */
+/* dx = or += dy * act'(…): ReLU kinds read y (the output), ACT_SILU reads x (the input). dx may be
+ * dy's memory. */
 void act_backward(int64_t count, act_kind act, const float *x, const float *y, const float *dy,
                   bool accumulate, float *dx);
 /* out[ch] = or += sum over rows of x: the gradient of a bias. scratch: bn_scratch_bytes. */
