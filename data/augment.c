@@ -1,0 +1,251 @@
+/* From pixels to the floats of a batch: geometry in 8 bits, then one pass that crops, mirrors, pads
+ * and normalises through a table of 256 values per channel. */
+#include <ctype.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/io.h"
+#include "data/parts.h"
+
+/* ---- preprocessing as text -------------------------------------------------------------------------- */
+
+void data_prep_print(const data_prep *p, char out[256]) {
+    int n = snprintf(out, 256, "size=%d,%d,%d resize=%d", p->h, p->w, p->c, p->resize);
+    for (int which = 0; which < 2; which++) {
+        n += snprintf(out + n, 256 - (size_t)n, which ? " std=" : " mean=");
+        for (int c = 0; c < p->c; c++) {
+            char number[32];
+            snprintf(number, sizeof number, "%.9g", (double)(which ? p->std : p->mean)[c]);
+            n += snprintf(out + n, 256 - (size_t)n, "%s%s", c ? "," : "", number);
+        }
+    }
+}
+
+/* "a,b,c" of at most max numbers up to a blank or the end; *n of them. */
+static bool numbers(const char *text, size_t len, double *out, int max, int *n) {
+    const char *end = text + len;
+    for (*n = 0; *n < max;) {
+        if (text >= end || isspace((unsigned char)*text)) return false;
+        char *stop;
+        out[(*n)++] = strtod(text, &stop);
+        if (stop == text || stop > end) return false;
+        if (stop == end) return true;
+        if (*stop != ',') return false;
+        text = stop + 1;
+    }
+    return false;
+}
+
+static bool whole(double v, double lo, double hi) { return v >= lo && v <= hi && v == floor(v); }
+
+static bool prep_check(const data_prep *p, int n_mean, int n_std, err *e) {
+    if (n_mean != p->c || n_std != p->c)
+        return err_set(e, ERR_DATA, "preprocessing has %d channels, %d means and %d stds", p->c, n_mean, n_std);
+    if (p->resize && p->resize < (p->h > p->w ? p->h : p->w))
+        return err_set(e, ERR_DATA, "preprocessing resizes to %d, less than the crop of %d×%d", p->resize, p->h, p->w);
+    return true;
+}
+
+bool data_prep_parse(data_prep *p, const char *text, err *e) {
+    static const char *const key[4] = { "size=", "resize=", "mean=", "std=" };
+    static const int most[4] = { 3, 1, 3, 3 };
+    double v[4][3] = { { 0 } };
+    int n[4] = { 0 };
+    for (const char *at = text; *(at += strspn(at, " "));) {
+        size_t len = strcspn(at, " "), k = 0;
+        while (k < 4 && strncmp(at, key[k], strlen(key[k]))) k++;
+        if (k == 4 || n[k] || !numbers(at + strlen(key[k]), len - strlen(key[k]), v[k], most[k], &n[k]))
+            return err_set(e, ERR_DATA, "preprocessing \"%s\": \"%.*s\" is not understood", text, (int)len, at);
+        at += len;
+    }
+    if (n[0] != 3 || n[1] != 1)
+        return err_set(e, ERR_DATA, "preprocessing \"%s\": size=h,w,c and resize=n are wanted", text);
+    if (!whole(v[0][0], 1, IMAGE_MAX_SIDE) || !whole(v[0][1], 1, IMAGE_MAX_SIDE) || (v[0][2] != 1 && v[0][2] != 3) ||
+        !whole(v[1][0], 0, IMAGE_MAX_SIDE))
+        return err_set(e, ERR_DATA, "preprocessing \"%s\": impossible size", text);
+    data_prep r = { (int)v[0][0], (int)v[0][1], (int)v[0][2], (int)v[1][0], { 0 }, { 0 } };
+    for (int c = 0; c < r.c; c++) {
+        r.mean[c] = (float)v[2][c], r.std[c] = (float)v[3][c];
+        if (!isfinite(r.mean[c]) || !isfinite(r.std[c]) || (c < n[3] && !(r.std[c] > 0)))
+            return err_set(e, ERR_DATA, "preprocessing \"%s\": mean must be finite and std positive", text);
+    }
+    if (!prep_check(&r, n[2], n[3], e)) return false;
+    *p = r;
+    return true;
+}
+
+/* ---- geometry ---------------------------------------------------------------------------------------- */
+
+void prep_table_init(prep_table *t, const data_prep *p) {
+    *t = (prep_table){ .prep = *p };
+    for (int c = 0; c < p->c; c++)
+        for (int v = 0; v < 256; v++) t->value[c][v] = ((float)v / 255.0f - p->mean[c]) / p->std[c];
+}
+
+/* Shorter side to p->resize, as torchvision: the longer one is cut to a whole number. */
+static bool resize_shorter(const data_image *im, int to, data_image *out, err *e) {
+    int h = im->h <= im->w ? to : (int)((int64_t)to * im->h / im->w);
+    int w = im->w <= im->h ? to : (int)((int64_t)to * im->w / im->h);
+    return image_resize(im, 0, 0, im->w, im->h, h, w, out, e);
+}
+
+/* A box of random area and shape, ten tries; then the largest box of a permitted shape, centred. */
+static void random_box(rng *r, int h, int w, double least, double box[4]) {
+    for (int i = 0; i < 10; i++) {
+        double area = (least + (1 - least) * rng_uniform(r)) * h * w;
+        double ratio = exp(log(3.0 / 4) + (log(4.0 / 3) - log(3.0 / 4)) * rng_uniform(r));
+        double bw = nearbyint(sqrt(area * ratio)), bh = nearbyint(sqrt(area / ratio));
+        if (bw < 1 || bh < 1 || bw > w || bh > h) continue;
+        box[0] = rng_below(r, (uint32_t)(w - bw) + 1);
+        box[1] = rng_below(r, (uint32_t)(h - bh) + 1);
+        box[2] = bw, box[3] = bh;
+        return;
+    }
+    double ratio = (double)w / h;
+    box[2] = ratio > 4.0 / 3 ? nearbyint(h * 4.0 / 3) : w;
+    box[3] = ratio < 3.0 / 4 ? nearbyint(w / (3.0 / 4)) : h;
+    box[0] = floor((w - box[2]) / 2);
+    box[1] = floor((h - box[3]) / 2);
+}
+
+/* Where the output's corner lies in the image: negative or beyond the edge where padding shows. */
+typedef struct { int y, x; bool mirror; } window;
+
+static void normalise(const prep_table *t, const data_image *im, window at, float *out) {
+    int H = t->prep.h, W = t->prep.w, C = t->prep.c, c_in = im->c;
+    int first = at.x < 0 ? -at.x : 0, last = im->w - at.x < W ? im->w - at.x : W;    /* inside the image */
+    int step = at.mirror ? -C : C;
+    for (int y = 0; y < H; y++, out += W * C) {
+        int sy = at.y + y;
+        bool row = sy >= 0 && sy < im->h;
+        int from = row && last > first ? first : W, to = row && last > first ? last : W;
+        float *o = at.mirror ? out + (W - 1) * C : out;
+        for (int x = 0; x < from; x++, o += step)
+            for (int c = 0; c < C; c++) o[c] = t->value[c][0];
+        const uint8_t *p = im->x + ((size_t)(row ? sy : 0) * (size_t)im->w + (size_t)(at.x + first)) * (size_t)c_in;
+        if (C == 3 && c_in == 3)
+            for (int x = from; x < to; x++, p += 3, o += step)
+                o[0] = t->value[0][p[0]], o[1] = t->value[1][p[1]], o[2] = t->value[2][p[2]];
+        else
+            for (int x = from; x < to; x++, p++, o += step)
+                for (int c = 0; c < C; c++) o[c] = t->value[c][*p];
+        for (int x = to; x < W; x++, o += step)
+            for (int c = 0; c < C; c++) o[c] = t->value[c][0];
+    }
+}
+
+/* Random erasing as timm's "pixel" mode: a box of 2 to 33 % of the area filled with normal noise. */
+static void erase(const data_prep *p, rng *r, float *x) {
+    for (int i = 0; i < 10; i++) {
+        double area = (0.02 + (1.0 / 3 - 0.02) * rng_uniform(r)) * p->h * p->w;
+        double ratio = exp(log(0.3) - 2 * log(0.3) * rng_uniform(r));
+        int h = (int)nearbyint(sqrt(area * ratio)), w = (int)nearbyint(sqrt(area / ratio));
+        if (h >= p->h || w >= p->w) continue;
+        int top = (int)rng_below(r, (uint32_t)(p->h - h) + 1), left = (int)rng_below(r, (uint32_t)(p->w - w) + 1);
+        for (int y = top; y < top + h; y++)
+            for (int k = left * p->c; k < (left + w) * p->c; k++) x[y * p->w * p->c + k] = (float)rng_normal(r);
+        return;
+    }
+}
+
+/* The image as wanted before the final window: colour to grey, random box, resize. *own is set when
+ * the result is new memory. */
+static bool shape_image(const prep_table *t, const data_augment *a, rng *r, data_image *im, bool *own, err *e) {
+    const data_prep *p = &t->prep;
+    data_image next;
+    *own = false;
+    if (p->c == 1 && im->c == 3) {
+        if (!image_convert(im, 1, &next, e)) return false;
+        *im = next;
+        *own = true;
+    }
+    bool fits = im->h == p->h && im->w == p->w, ok = true;
+    if (a->rrc_min > 0) {
+        double box[4];
+        random_box(r, im->h, im->w, a->rrc_min, box);
+        ok = image_resize(im, box[0], box[1], box[2], box[3], p->h, p->w, &next, e);
+    } else if (p->resize) {
+        ok = resize_shorter(im, p->resize, &next, e);
+    } else if (!fits) {
+        ok = image_resize(im, 0, 0, im->w, im->h, p->h, p->w, &next, e);
+    } else {
+        return true;
+    }
+    if (*own) mem_free(im->x);
+    *own = ok;
+    if (ok) *im = next;
+    return ok;
+}
+
+bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_view *v, float *out, err *e) {
+    static const data_augment none;
+    const data_prep *p = &t->prep;
+    data_image im = { v->h, v->w, v->c, (uint8_t *)(uintptr_t)v->x };
+    bool own;
+    if (!a) a = &none;
+    if (!shape_image(t, a, r, &im, &own, e)) return false;
+    /* torchvision rounds the half of an odd margin to even */
+    window at = { (int)nearbyint((im.h - p->h) / 2.0), (int)nearbyint((im.w - p->w) / 2.0), false };
+    if (a->pad > 0) {
+        at.y += (int)rng_below(r, 2 * (uint32_t)a->pad + 1) - a->pad;
+        at.x += (int)rng_below(r, 2 * (uint32_t)a->pad + 1) - a->pad;
+    }
+    at.mirror = a->hflip > 0 && rng_uniform(r) < a->hflip;
+    normalise(t, &im, at, out);
+    if (a->erase > 0 && rng_uniform(r) < a->erase) erase(p, r, out);
+    if (own) mem_free(im.x);
+    return true;
+}
+
+/* ---- mixup -------------------------------------------------------------------------------------------- */
+
+/* Gamma(a): Marsaglia and Tsang 2000; a < 1 by way of a+1. */
+static double gamma_sample(rng *r, double a) {
+    if (a < 1) {
+        double u = (rng_u32(r) + 0.5) * 0x1p-32;
+        return gamma_sample(r, a + 1) * pow(u, 1 / a);
+    }
+    double d = a - 1.0 / 3, c = 1 / sqrt(9 * d);
+    for (;;) {
+        double x = rng_normal(r), v = 1 + c * x;
+        v = v * v * v;
+        double u = (rng_u32(r) + 0.5) * 0x1p-32;
+        if (v > 0 && log(u) < 0.5 * x * x + d - d * v + d * log(v)) return d * v;
+    }
+}
+
+double beta_sample(rng *r, double a) {
+    double x = gamma_sample(r, a), y = gamma_sample(r, a);
+    return x + y > 0 ? x / (x + y) : 0.5;      /* both underflow only for tiny a */
+}
+
+/* Pair by pair, so that no copy of the batch is needed. */
+void mixup_batch(float *x, int n, int64_t floats, float lam) {
+    for (int i = 0; i < n / 2; i++) {
+        float *a = x + i * floats, *b = x + (n - 1 - i) * floats;
+        for (int64_t k = 0; k < floats; k++) {
+            float u = a[k], v = b[k];
+            a[k] = lam * u + (1 - lam) * v;
+            b[k] = lam * v + (1 - lam) * u;
+        }
+    }
+}
+
+/* ---- one file for prediction ------------------------------------------------------------------------------ */
+
+bool data_load_file(const char *path, const data_prep *prep, float *x, err *e) {
+    file_map m;
+    data_image im;
+    if (!file_map_open(&m, path, e)) return false;
+    bool ok = image_decode(m.data, m.size, path, 0, &im, e);
+    file_map_close(&m);
+    if (!ok) return false;
+    prep_table t;
+    prep_table_init(&t, prep);
+    set_view v = { im.h, im.w, im.c, im.x, NULL };
+    ok = prep_image(&t, NULL, NULL, &v, x, e);
+    image_free(&im);
+    return ok || err_note(e, "%s", path);
+}
