@@ -6,10 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/io.h"
 #include "data/parts.h"
 
 /* ---- preprocessing as text -------------------------------------------------------------------------- */
+
+/* The fewest digits that read back as the same float. */
+static void float_print(char out[32], float v) {
+    for (int digits = 1; digits <= 9; digits++) {
+        snprintf(out, 32, "%.*g", digits, (double)v);
+        if ((float)strtod(out, NULL) == v) return;
+    }
+}
 
 void data_prep_print(const data_prep *p, char out[256]) {
     int n = snprintf(out, 256, "size=%d,%d,%d resize=%d", p->h, p->w, p->c, p->resize);
@@ -17,7 +24,7 @@ void data_prep_print(const data_prep *p, char out[256]) {
         n += snprintf(out + n, 256 - (size_t)n, which ? " std=" : " mean=");
         for (int c = 0; c < p->c; c++) {
             char number[32];
-            snprintf(number, sizeof number, "%.9g", (double)(which ? p->std : p->mean)[c]);
+            float_print(number, (which ? p->std : p->mean)[c]);
             n += snprintf(out + n, 256 - (size_t)n, "%s%s", c ? "," : "", number);
         }
     }

@@ -89,7 +89,7 @@ static void prep_survives_print_and_parse(void) {
     }
     char text[256];
     data_prep_print(&p[1], text);
-    CHECK(!strncmp(text, "size=28,28,1 resize=0 mean=0.1", 30));
+    CHECK_TEXT(text, "size=28,28,1 resize=0 mean=0.1 std=0.33333334");
 }
 
 static void a_wrong_prep_is_refused(void) {
