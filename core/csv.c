@@ -193,7 +193,8 @@ static bool bad_cell(const csv_table *t, int64_t row, int col, const char *wante
 
 bool csv_number(const csv_table *t, int64_t row, int col, double *out, err *e) {
     const char *cell = csv_cell(t, row, col), *bare = cell + (*cell == '-' || *cell == '+');
-    bool word = !strcasecmp(bare, "nan") || !strcasecmp(bare, "inf") || !strcasecmp(bare, "infinity");
+    bool word = !strcasecmp(bare, "nan") || !strcasecmp(bare, "inf")
+             || !strcasecmp(bare, "infinity");
     char *end;
     if (!word && cell[strspn(cell, "+-.0123456789eE")])   /* strtod would take hex and spaces */
         return bad_cell(t, row, col, "a number", e);

@@ -14,7 +14,7 @@
 
 enum { JSON_DEPTH = 64 };
 
-typedef struct { json root; pool memory; } document;   /* json_free finds the pool behind the root */
+typedef struct { json root; pool memory; } document;   /* json_free finds the pool */
 typedef struct { const char *key, *at; } member;
 
 typedef struct {
@@ -46,7 +46,8 @@ static void skip_space(parser *p) {
 /* Length of the UTF-8 sequence at s (RFC 3629: no overlong forms, no surrogates), 0 if bad. */
 static int utf8_length(const char *s, const char *end) {
     const unsigned char *u = (const unsigned char *)s;
-    int n = u[0] < 0x80 ? 1 : u[0] < 0xc2 ? 0 : u[0] < 0xe0 ? 2 : u[0] < 0xf0 ? 3 : u[0] < 0xf5 ? 4 : 0;
+    int n = u[0] < 0x80 ? 1 : u[0] < 0xc2 ? 0 : u[0] < 0xe0 ? 2 : u[0] < 0xf0 ? 3
+          : u[0] < 0xf5 ? 4 : 0;
     if (n > end - s)
         return 0;
     for (int i = 1; i < n; i++)

@@ -71,7 +71,7 @@ static pk_value *pop(pickle *p) { return need(p, 1) ? p->stack[--p->n_stack] : N
 
 static pk_value *top(pickle *p) { return need(p, 1) ? p->stack[p->n_stack - 1] : NULL; }
 
-/* Take the values above the innermost mark off the stack; they stay readable until the next push. */
+/* Take the values above the innermost mark off the stack; they stay readable until a push. */
 static bool pop_mark(pickle *p, pk_value ***item, size_t *n) {
     *item = NULL;
     *n = 0;
@@ -378,7 +378,8 @@ static bool op_persid(pickle *p, int arg) {
         || id->item[1]->type != PK_NAME || names[id->item[1]->integer].call
         || id->item[2]->type != PK_TEXT || id->item[4]->type != PK_INT)
         return fail(p, "the outside object is not a storage");
-    if (id->n == 6 && id->item[5]->type != PK_NONE) return fail(p, "views of storages are not supported");
+    if (id->n == 6 && id->item[5]->type != PK_NONE)
+        return fail(p, "views of storages are not supported");
     if (id->item[4]->integer < 0 || id->item[4]->integer > INT64_MAX / 8)
         return fail(p, "a storage of %" PRId64 " elements", id->item[4]->integer);
     pk_value *v = value_new(p, PK_STORAGE);

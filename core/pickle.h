@@ -33,7 +33,7 @@ typedef struct pk_value {
         int64_t integer;                    /* bool, int; name: its row */
         double number;
         struct { const char *text; size_t len; };             /* text; long: its bytes */
-        struct { struct pk_value **item; size_t n, cap; };    /* dict: key, value, key, value, … */
+        struct { struct pk_value **item; size_t n, cap; };    /* dict: key, value, key, … */
         pk_storage *storage;
         pk_tensor *tensor;
     };

@@ -6,7 +6,7 @@
 #include "core/core.h"
 
 typedef struct { struct pool_block *last; size_t used, cap, block; } pool;   /* {0} is empty */
-void *pool_take(pool *p, size_t bytes, err *e);         /* zeroed, 16-byte aligned; NULL: ERR_NOMEM */
+void *pool_take(pool *p, size_t bytes, err *e);   /* zeroed, 16-byte aligned; NULL: ERR_NOMEM */
 void  pool_free(pool *p);
 
 /* Make room for one more item in an array of n items of `size` bytes; *cap is its capacity.

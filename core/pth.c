@@ -40,8 +40,10 @@ static bool add_key(walk *w, const pk_value *key, bool *skip) {
 }
 
 static bool flatten(walk *w, pk_value *dict, int depth) {
-    if (dict->entered) return err_set(w->e, ERR_DATA, "the dict %.200s contains itself", w->name.data);
-    if (depth > DEPTH_MAX) return err_set(w->e, ERR_DATA, "dicts are nested deeper than %d", DEPTH_MAX);
+    if (dict->entered)
+        return err_set(w->e, ERR_DATA, "the dict %.200s contains itself", w->name.data);
+    if (depth > DEPTH_MAX)
+        return err_set(w->e, ERR_DATA, "dicts are nested deeper than %d", DEPTH_MAX);
     dict->entered = true;
     size_t before = w->name.len;
     bool ok = true;
@@ -51,7 +53,8 @@ static bool flatten(walk *w, pk_value *dict, int depth) {
         if (v->type != PK_DICT && v->type != PK_TENSOR) continue;
         if (++w->visits > VISITS_MAX) return err_set(w->e, ERR_DATA, "too many entries");
         ok = add_key(w, dict->item[i], &skip);
-        if (ok && !skip) ok = v->type == PK_DICT ? flatten(w, v, depth + 1) : add_tensor(w, v->tensor);
+        if (ok && !skip)
+            ok = v->type == PK_DICT ? flatten(w, v, depth + 1) : add_tensor(w, v->tensor);
         if (!w->name.failed) w->name.data[w->name.len = before] = 0;
     }
     dict->entered = false;
@@ -108,8 +111,8 @@ static bool find_storage(const zip_file *z, const char *folder, size_t folder_le
                          err *e) {
     char name[512];
     if (folder_len + s->key_len + 6 > sizeof name || memchr(s->key, 0, s->key_len))
-        return err_set(e, ERR_DATA, "storage %.*s: bad name", s->key_len < 80 ? (int)s->key_len : 80,
-                       s->key);
+        return err_set(e, ERR_DATA, "storage %.*s: bad name",
+                       s->key_len < 80 ? (int)s->key_len : 80, s->key);
     snprintf(name, sizeof name, "%.*sdata/%.*s", (int)folder_len, folder, (int)s->key_len, s->key);
     const zip_entry *entry = zip_find(z, name);
     if (!entry) return err_set(e, ERR_DATA, "%s is missing", name);
@@ -186,16 +189,16 @@ static bool read_storage(pickle *p, const pk_value *key) {
     pk_storage wanted = { .key = key->text, .key_len = key->len }, *probe = &wanted;
     char name[80];
     snprintf(name, sizeof name, "%.*s", key->len < 79 ? (int)key->len : 79, key->text);
-    pk_storage **hit = p->n_storage ? bsearch(&probe, p->storage, p->n_storage, sizeof probe, by_key)
-                                    : NULL;
+    pk_storage **hit = NULL;
+    if (p->n_storage) hit = bsearch(&probe, p->storage, p->n_storage, sizeof probe, by_key);
     if (!hit) return err_set(p->e, ERR_DATA, "storage %s belongs to no tensor", name);
     while (hit > p->storage && !by_key(hit - 1, &probe)) hit--;
     if ((*hit)->data) return err_set(p->e, ERR_DATA, "storage %s is listed twice", name);
     size_t left = p->size - p->at;
     uint64_t count = (uint64_t)(*hit)->count, bytes = (uint64_t)tf_dtype_bytes[(*hit)->dtype];
     if (left < 8 || le_u64(p->data + p->at) != count)
-        return err_set(p->e, ERR_DATA, "byte %zu: storage %s should have %" PRIu64 " elements", p->at,
-                       name, count);
+        return err_set(p->e, ERR_DATA, "byte %zu: storage %s should have %" PRIu64 " elements",
+                       p->at, name, count);
     if (count > (left - 8) / bytes)
         return err_set(p->e, ERR_DATA, "byte %zu: storage %s is cut short", p->at, name);
     for (pk_storage **s = hit; s < p->storage + p->n_storage && !by_key(s, &probe); s++) {
@@ -222,8 +225,10 @@ static bool read_legacy(tensor_file *f, pickle *p, const char *data, size_t size
         if (!read_storage(p, keys->item[i])) return false;
     }
     for (size_t i = 0; i < p->n_storage; i++)
-        if (!p->storage[i]->data) return err_set(p->e, ERR_DATA, "storage %.*s is missing",
-            p->storage[i]->key_len < 80 ? (int)p->storage[i]->key_len : 80, p->storage[i]->key);
+        if (!p->storage[i]->data)
+            return err_set(p->e, ERR_DATA, "storage %.*s is missing",
+                           p->storage[i]->key_len < 80 ? (int)p->storage[i]->key_len : 80,
+                           p->storage[i]->key);
     if (p->at != p->size)
         return err_set(p->e, ERR_DATA, "the data ends at byte %zu of %zu", p->at, p->size);
     return collect(f, top, p->e);

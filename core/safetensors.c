@@ -61,14 +61,15 @@ static bool read_tensor(tensor_file *f, const json *j, const char *data, size_t 
     }
     t.rank = read_sizes(json_get(j, "shape"), t.dim, TF_RANK);
     if (t.rank < 0 || !tf_shape_count(t.dim, t.rank, t.dtype, &count))
-        return err_set(e, ERR_DATA, "tensor %.200s: shape is not a list of at most 8 sizes", j->key);
+        return err_set(e, ERR_DATA, "tensor %.200s: shape is not a list of at most 8 sizes",
+                       j->key);
     if (read_sizes(json_get(j, "data_offsets"), at, 2) != 2 || at[0] > at[1]
         || (uint64_t)at[1] > size)
-        return err_set(e, ERR_DATA, "tensor %.200s: data_offsets do not lie within %zu bytes of data",
-                       j->key, size);
+        return err_set(e, ERR_DATA, "tensor %.200s: data_offsets do not lie within %zu bytes"
+                       " of data", j->key, size);
     if (at[1] - at[0] != count * tf_dtype_bytes[t.dtype])
-        return err_set(e, ERR_DATA, "tensor %.200s: %" PRId64 " elements of %s but %" PRId64 " bytes",
-                       j->key, count, tf_dtype_names[t.dtype], at[1] - at[0]);
+        return err_set(e, ERR_DATA, "tensor %.200s: %" PRId64 " elements of %s but %" PRId64
+                       " bytes", j->key, count, tf_dtype_names[t.dtype], at[1] - at[0]);
     tf_dense_strides(t.dim, t.rank, t.stride);
     t.data = data + at[0];
     *r = (range){ (uint64_t)at[0], (uint64_t)at[1], j->key };
@@ -89,7 +90,8 @@ static bool check_ranges(range *r, int n, size_t size, err *e) {
         if (r[i].from != at)
             return err_set(e, ERR_DATA, "tensor %.200s begins at data byte %" PRIu64
                            " but the one before ends at %" PRIu64, r[i].name, r[i].from, at);
-    return at == size || err_set(e, ERR_DATA, "tensors end at data byte %" PRIu64 " of %zu", at, size);
+    return at == size
+        || err_set(e, ERR_DATA, "tensors end at data byte %" PRIu64 " of %zu", at, size);
 }
 
 static bool read_header(tensor_file *f, const json *header, const char *data, size_t size, err *e) {
@@ -107,8 +109,8 @@ bool safetensors_parse(tensor_file *f, const char *data, size_t size, err *e) {
     *f = (tensor_file){0};
     uint64_t len = size >= 8 ? le_u64(data) : 0;
     if (size < 8 || len > HEADER_MAX || len > size - 8)
-        return err_set(e, ERR_DATA, "safetensors: a header of %" PRIu64 " bytes does not fit into a file"
-                       " of %zu", len, size);
+        return err_set(e, ERR_DATA, "safetensors: a header of %" PRIu64 " bytes does not fit into"
+                       " a file of %zu", len, size);
     if (len == 0 || data[8] != '{')
         return err_set(e, ERR_DATA, "safetensors: header is not a JSON object");
     json *header = json_parse(data + 8, (size_t)len, e);
@@ -129,7 +131,8 @@ static bool check_tensor(const tf_tensor *t, int64_t *count, err *e) {
         return err_set(e, ERR_CONFIG, "a tensor cannot be named \"%s\"", t->name ? t->name : "");
     if ((unsigned)t->dtype >= DT_COUNT || t->rank < 0 || t->rank > TF_RANK
         || !tf_shape_count(t->dim, t->rank, t->dtype, count) || (*count && !t->data))
-        return err_set(e, ERR_CONFIG, "tensor %s cannot be written: bad type, shape or data", t->name);
+        return err_set(e, ERR_CONFIG, "tensor %s cannot be written: bad type, shape or data",
+                       t->name);
     tf_dense_strides(t->dim, t->rank, dense);
     if (*count && memcmp(t->stride, dense, bytes) && memcmp(t->stride, none, bytes))
         return err_set(e, ERR_CONFIG, "tensor %s is not contiguous", t->name);   /* 0: left unset */
@@ -197,8 +200,8 @@ static void write_header(buf *out, const tf_tensor *t, int n, const uint64_t *fr
     if (!out->failed) memcpy(out->data, &len, sizeof len);
 }
 
-bool safetensors_write(const char *path, const tf_tensor *t, int n, const text_pair *meta, int n_meta,
-                       err *e) {
+bool safetensors_write(const char *path, const tf_tensor *t, int n, const text_pair *meta,
+                       int n_meta, err *e) {
     buf out = {0};
     uint64_t size, *from = mem_new((size_t)n, sizeof *from, e);
     bool ok = from && place_tensors(t, n, from, &size, e)

@@ -47,7 +47,9 @@ static double text_width(const char *s) {
 /* ---- axes --------------------------------------------------------------------------------- */
 
 /* Neither NaN nor so large that differences overflow. */
-static bool visible(const svg_series *s, int i) { return fabs(s->x[i]) < 1e300 && fabs(s->y[i]) < 1e300; }
+static bool visible(const svg_series *s, int i) {
+    return fabs(s->x[i]) < 1e300 && fabs(s->y[i]) < 1e300;
+}
 
 /* Steps of 1, 2 or 5 times a power of ten; the ends fall on ticks. */
 static axis nice_axis(double lo, double hi) {
@@ -59,7 +61,8 @@ static axis nice_axis(double lo, double hi) {
     }
     double rough = hi / TICKS - lo / TICKS, power = pow(10, floor(log10(rough)));
     if (!(power > 0)) return (axis){ 0, 1, 0.2 };   /* smaller than any real figure */
-    double digit = rough / power, step = (digit <= 1 ? 1 : digit <= 2 ? 2 : digit <= 5 ? 5 : 10) * power;
+    double digit = rough / power;
+    double step = (digit <= 1 ? 1 : digit <= 2 ? 2 : digit <= 5 ? 5 : 10) * power;
     return (axis){ floor(lo / step + 1e-6) * step, ceil(hi / step - 1e-6) * step, step };
 }
 
@@ -101,35 +104,43 @@ static void draw_axes(const figure *f, const svg_plot *p) {
     for (int i = 0; i <= tick_count(f->x); i++) {
         double x = at_x(f, f->x.lo + i * f->x.step);
         tick_text(f->x, i, text);
-        buf_printf(f->out, "<path d=\"M%.1f %.1fV%.1f\" stroke=\"#e4e4e4\"/>\n", x, f->top, f->bottom);
+        buf_printf(f->out, "<path d=\"M%.1f %.1fV%.1f\" stroke=\"#e4e4e4\"/>\n", x, f->top,
+                   f->bottom);
         put_text(f->out, x, f->bottom + 17, "text-anchor=\"middle\"", text);
     }
     for (int i = 0; i <= tick_count(f->y); i++) {
         double y = at_y(f, f->y.lo + i * f->y.step);
         tick_text(f->y, i, text);
-        buf_printf(f->out, "<path d=\"M%.1f %.1fH%.1f\" stroke=\"#e4e4e4\"/>\n", f->left, y, f->right);
+        buf_printf(f->out, "<path d=\"M%.1f %.1fH%.1f\" stroke=\"#e4e4e4\"/>\n", f->left, y,
+                   f->right);
         put_text(f->out, f->left - 7, y + 4, "text-anchor=\"end\"", text);
     }
-    buf_printf(f->out, "<path d=\"M%.1f %.1fV%.1fH%.1f\" fill=\"none\" stroke=\"#333\"/>\n", f->left,
-               f->top, f->bottom, f->right);
+    buf_printf(f->out, "<path d=\"M%.1f %.1fV%.1fH%.1f\" fill=\"none\" stroke=\"#333\"/>\n",
+               f->left, f->top, f->bottom, f->right);
     double middle = (f->top + f->bottom) / 2;
     char turned[96];
-    snprintf(turned, sizeof turned, "text-anchor=\"middle\" transform=\"rotate(-90 16 %.1f)\"", middle);
+    snprintf(turned, sizeof turned,
+             "text-anchor=\"middle\" transform=\"rotate(-90 16 %.1f)\"", middle);
     put_text(f->out, 16, middle, turned, p->y_label);
     put_text(f->out, (f->left + f->right) / 2, HEIGHT - 12, "text-anchor=\"middle\"", p->x_label);
-    put_text(f->out, (f->left + f->right) / 2, 24, "text-anchor=\"middle\" font-size=\"15\"", p->title);
+    put_text(f->out, (f->left + f->right) / 2, 24, "text-anchor=\"middle\" font-size=\"15\"",
+             p->title);
 }
 
 /* ---- series ------------------------------------------------------------------------------- */
 
 static void draw_marker(buf *out, int k, double x, double y) {
     const char *c = colours[k % COLOURS];
-    switch (k % 4) {
-    case 0: buf_printf(out, "<circle cx=\"%.2f\" cy=\"%.2f\" r=\"3.5\" fill=\"%s\"/>\n", x, y, c); break;
-    case 1: buf_printf(out, "<path d=\"M%.2f %.2fh6.4v6.4h-6.4z\" fill=\"%s\"/>\n", x - 3.2, y - 3.2, c); break;
-    case 2: buf_printf(out, "<path d=\"M%.2f %.2fl4 7h-8z\" fill=\"%s\"/>\n", x, y - 4.2, c); break;
-    case 3: buf_printf(out, "<path d=\"M%.2f %.2fl4.4 4.4l-4.4 4.4l-4.4 -4.4z\" fill=\"%s\"/>\n", x, y - 4.4, c); break;
+    if (k % 4 == 0) {
+        buf_printf(out, "<circle cx=\"%.2f\" cy=\"%.2f\" r=\"3.5\" fill=\"%s\"/>\n", x, y, c);
+        return;
     }
+    static const struct { double dx, dy; const char *path; } shapes[4] = {
+        {0}, { -3.2, -3.2, "h6.4v6.4h-6.4z" }, { 0, -4.2, "l4 7h-8z" },
+        { 0, -4.4, "l4.4 4.4l-4.4 4.4l-4.4 -4.4z" },
+    };
+    buf_printf(out, "<path d=\"M%.2f %.2f%s\" fill=\"%s\"/>\n", x + shapes[k % 4].dx,
+               y + shapes[k % 4].dy, shapes[k % 4].path, c);
 }
 
 /* A gap in the numbers is a gap in the line. */
@@ -142,8 +153,8 @@ static void draw_line(const figure *f, const svg_series *s, int k) {
             buf_printf(f->out, "%c%.2f %.2f", pen ? 'L' : 'M', at_x(f, s->x[i]), at_y(f, s->y[i]));
         pen = seen;
     }
-    buf_printf(f->out, "\" fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" stroke-linejoin=\"round\"/>\n",
-               colours[k % COLOURS]);
+    buf_printf(f->out, "\" fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\""
+               " stroke-linejoin=\"round\"/>\n", colours[k % COLOURS]);
 }
 
 static void draw_series(const figure *f, const svg_series *s, int k) {
@@ -161,7 +172,8 @@ static void draw_series(const figure *f, const svg_series *s, int k) {
 
 /* ---- legend ------------------------------------------------------------------------------- */
 
-static int points_under(const figure *f, const svg_plot *p, double x, double y, double w, double h) {
+static int points_under(const figure *f, const svg_plot *p, double x, double y, double w,
+                        double h) {
     int n = 0;
     for (int k = 0; k < p->n_series; k++)
         for (int i = 0; i < p->series[k].n; i++) {
@@ -177,7 +189,7 @@ static void draw_legend(const figure *f, const svg_plot *p) {
     double w = 0, h = 8;
     for (int k = 0; k < p->n_series; k++)
         if (p->series[k].name && *p->series[k].name) {
-            w = fmax(w, 46 + text_width(p->series[k].name));
+            w = fmax(w, 50 + text_width(p->series[k].name));
             h += 18;
         }
     if (w == 0) return;
@@ -188,14 +200,14 @@ static void draw_legend(const figure *f, const svg_plot *p) {
         int n = points_under(f, p, cx, cy, w, h);
         if (least < 0 || n < least) least = n, x = cx, y = cy;
     }
-    buf_printf(f->out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"3\" fill=\"#fff\""
-               " fill-opacity=\"0.85\" stroke=\"#ccc\"/>\n", x, y, w, h);
+    buf_printf(f->out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"3\""
+               " fill=\"#fff\" fill-opacity=\"0.85\" stroke=\"#ccc\"/>\n", x, y, w, h);
     for (int k = 0; k < p->n_series; k++) {
         const svg_series *s = &p->series[k];
         if (!s->name || !*s->name) continue;
         if (s->line)
-            buf_printf(f->out, "<path d=\"M%.1f %.1fh24\" stroke=\"%s\" stroke-width=\"1.8\"/>\n", x + 8,
-                       y + 13, colours[k % COLOURS]);
+            buf_printf(f->out, "<path d=\"M%.1f %.1fh24\" stroke=\"%s\" stroke-width=\"1.8\"/>\n",
+                       x + 8, y + 13, colours[k % COLOURS]);
         if (s->points || !s->line) draw_marker(f->out, k, x + 20, y + 13);
         put_text(f->out, x + 38, y + 17, "", s->name);
         y += 18;
@@ -211,7 +223,8 @@ void svg_draw(const svg_plot *p, buf *out) {
         f.left = fmax(f.left, 36 + text_width(text));
     }
     buf_printf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\""
-               " viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" font-size=\"%d\" fill=\"#222\">\n",
+               " viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" font-size=\"%d\""
+               " fill=\"#222\">\n",
                WIDTH, HEIGHT, WIDTH, HEIGHT, FONT);
     buf_printf(out, "<rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n", WIDTH, HEIGHT);
     draw_axes(&f, p);

@@ -231,7 +231,8 @@ static void run_to_i64(tf_dtype dtype, const char *p, int64_t n, int64_t step, v
 /* Every run along the last dimension, in row-major order; `size` is that of an output element. */
 static void each_run(const tf_tensor *t, char *out, size_t size,
                      void (*run)(tf_dtype, const char *, int64_t, int64_t, void *)) {
-    int64_t count = tf_count(t), bytes = tf_dtype_bytes[t->dtype], at[TF_RANK] = {0}, dense[TF_RANK];
+    int64_t count = tf_count(t), bytes = tf_dtype_bytes[t->dtype];
+    int64_t at[TF_RANK] = {0}, dense[TF_RANK];
     if (count == 0)
         return;
     tf_dense_strides(t->dim, t->rank, dense);

@@ -3,6 +3,7 @@
 #include "core/io.h"
 #include "core/tensorfile.h"
 
+#include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,10 +14,16 @@ enum {
     COMMENT_MAX = 65535,
 };
 
-typedef struct { const char *data; size_t size, at, left; err *e; } cursor;   /* at, left: directory */
+typedef struct {
+    const char *data; size_t size;
+    size_t at, left;             /* the part of the directory still to read */
+    err *e;
+} cursor;
 
-/* From and to are inside the file of `size` bytes. */
-static bool inside(uint64_t at, uint64_t len, size_t size) { return at <= size && len <= size - at; }
+/* `len` bytes at `at` lie inside a file of `size` bytes. */
+static bool inside(uint64_t at, uint64_t len, size_t size) {
+    return at <= size && len <= size - at;
+}
 
 /* ---- where the directory is --------------------------------------------------------------- */
 
@@ -40,8 +47,8 @@ static bool find_directory(cursor *c, uint64_t *count) {
     if (end >= ZIP64_LOCATOR && !memcmp(p - ZIP64_LOCATOR, "PK\6\7", 4)) {
         uint64_t end64 = le_u64(p - ZIP64_LOCATOR + 8);
         if (!inside(end64, ZIP64_END, c->size) || memcmp(c->data + end64, "PK\6\6", 4))
-            return err_set(c->e, ERR_DATA, "zip: the 64-bit end record at byte %llu is not there",
-                           (unsigned long long)end64);
+            return err_set(c->e, ERR_DATA, "zip: the 64-bit end record at byte %" PRIu64
+                           " is not there", end64);
         p = c->data + end64;
         disks = le_u32(p + 16) | le_u32(p + 20);
         *count = le_u64(p + 32);
@@ -51,9 +58,8 @@ static bool find_directory(cursor *c, uint64_t *count) {
     if (disks)
         return err_set(c->e, ERR_DATA, "zip: split over several files");
     if (!inside(at, len, c->size) || *count > len / ZIP_CENTRAL || *count > INT_MAX)
-        return err_set(c->e, ERR_DATA, "zip: the directory (%llu entries, %llu bytes at byte %llu)"
-                       " does not fit into the file", (unsigned long long)*count,
-                       (unsigned long long)len, (unsigned long long)at);
+        return err_set(c->e, ERR_DATA, "zip: the directory (%" PRIu64 " entries, %" PRIu64
+                       " bytes at byte %" PRIu64 ") does not fit into the file", *count, len, at);
     c->at = (size_t)at;
     c->left = (size_t)len;
     return true;
@@ -86,7 +92,8 @@ static bool read_extra64(central *h, const char *extra, size_t len) {
 static bool inflate_entry(zip_entry *z, const char *from, size_t packed, size_t size, err *e) {
     /* Deflate cannot do better than 1032:1, so a larger promise is a lie not worth memory. */
     if (packed > UINT_MAX || size > UINT_MAX || size / 1032 > packed)
-        return err_set(e, ERR_DATA, "zip: %s: %zu bytes cannot come from %zu", z->name, size, packed);
+        return err_set(e, ERR_DATA, "zip: %s: %zu bytes cannot come from %zu", z->name, size,
+                       packed);
     char *out = mem_new(size + 1, 1, e);
     if (!out) return false;
     z->data = out;
@@ -113,22 +120,21 @@ static uint32_t crc_of(const char *data, size_t size) {
 }
 
 static bool read_data(const cursor *c, const central *h, zip_entry *z) {
-    const char *local = c->data + h->at;
-    if (!inside(h->at, ZIP_LOCAL, c->size) || memcmp(local, "PK\3\4", 4))
-        return err_set(c->e, ERR_DATA, "zip: %s: no entry at byte %llu", z->name,
-                       (unsigned long long)h->at);
+    const char *local = inside(h->at, ZIP_LOCAL, c->size) ? c->data + h->at : NULL;
+    if (!local || memcmp(local, "PK\3\4", 4))
+        return err_set(c->e, ERR_DATA, "zip: %s: no entry at byte %" PRIu64, z->name, h->at);
     size_t name = le_u16(local + 26), skip = ZIP_LOCAL + name + le_u16(local + 28);
     if (!inside(h->at, skip, c->size) || !inside(h->at + skip, h->packed, c->size))
-        return err_set(c->e, ERR_DATA, "zip: %s: %llu bytes at byte %llu reach past the end of the file",
-                       z->name, (unsigned long long)h->packed, (unsigned long long)h->at);
+        return err_set(c->e, ERR_DATA, "zip: %s: %" PRIu64 " bytes at byte %" PRIu64
+                       " reach past the end of the file", z->name, h->packed, h->at);
     if (name != strlen(z->name) || memcmp(local + ZIP_LOCAL, z->name, name))
-        return err_set(c->e, ERR_DATA, "zip: %s: the entry at byte %llu has another name", z->name,
-                       (unsigned long long)h->at);
+        return err_set(c->e, ERR_DATA, "zip: %s: the entry at byte %" PRIu64 " has another name",
+                       z->name, h->at);
     if (h->flags & 1)
         return err_set(c->e, ERR_DATA, "zip: %s: is encrypted", z->name);
     if ((h->method != 0 && h->method != 8) || (h->method == 0 && h->packed != h->size))
-        return err_set(c->e, ERR_DATA, "zip: %s: compression %u of %llu to %llu bytes is not understood",
-                       z->name, h->method, (unsigned long long)h->size, (unsigned long long)h->packed);
+        return err_set(c->e, ERR_DATA, "zip: %s: compression %u of %" PRIu64 " to %" PRIu64
+                       " bytes is not understood", z->name, h->method, h->size, h->packed);
     z->data = local + skip;
     z->size = (size_t)h->size;
     if (h->method == 8 && !inflate_entry(z, local + skip, (size_t)h->packed, z->size, c->e))
@@ -141,7 +147,8 @@ static bool read_entry(cursor *c, zip_file *z, uint64_t *packed_sum) {
     const char *p = c->data + c->at;
     if (c->left < ZIP_CENTRAL || memcmp(p, "PK\1\2", 4))
         return err_set(c->e, ERR_DATA, "zip: no directory entry at byte %zu", c->at);
-    size_t name = le_u16(p + 28), extra = le_u16(p + 30), len = ZIP_CENTRAL + name + extra + le_u16(p + 32);
+    size_t name = le_u16(p + 28), extra = le_u16(p + 30);
+    size_t len = ZIP_CENTRAL + name + extra + le_u16(p + 32);
     central h = { .flags = le_u16(p + 8), .method = le_u16(p + 10), .crc = le_u32(p + 16),
                   .packed = le_u32(p + 20), .size = le_u32(p + 24), .at = le_u32(p + 42) };
     if (len > c->left || memchr(p + ZIP_CENTRAL, 0, name)
@@ -149,7 +156,8 @@ static bool read_entry(cursor *c, zip_file *z, uint64_t *packed_sum) {
         return err_set(c->e, ERR_DATA, "zip: the directory entry at byte %zu is damaged", c->at);
     /* Entries that share their bytes are how small files unpack to enormous ones. */
     if (h.packed > c->size - *packed_sum)
-        return err_set(c->e, ERR_DATA, "zip: the directory entry at byte %zu overlaps others", c->at);
+        return err_set(c->e, ERR_DATA, "zip: the directory entry at byte %zu overlaps others",
+                       c->at);
     *packed_sum += h.packed;
     zip_entry *entry = &z->entry[z->n];
     if (!(entry->name = mem_new(name + 1, 1, c->e))) return false;
@@ -199,7 +207,9 @@ const zip_entry *zip_find(const zip_file *z, const char *name) {
 
 /* ---- gzip --------------------------------------------------------------------------------- */
 
-static bool is_gzip(const char *data, size_t len) { return len >= 2 && !memcmp(data, "\x1f\x8b", 2); }
+static bool is_gzip(const char *data, size_t len) {
+    return len >= 2 && !memcmp(data, "\x1f\x8b", 2);
+}
 
 /* Inflate until a member ends; *used counts its bytes. */
 static bool inflate_member(z_stream *s, const char *data, size_t len, size_t *used, size_t limit,
@@ -229,8 +239,8 @@ static bool inflate_member(z_stream *s, const char *data, size_t len, size_t *us
     *used = fed - s->avail_in;
     s->avail_in = 0;
     return got == Z_STREAM_END
-        || err_set(e, got == Z_MEM_ERROR ? ERR_NOMEM : ERR_DATA, "gzip: data is damaged near byte %zu",
-                   *used);
+        || err_set(e, got == Z_MEM_ERROR ? ERR_NOMEM : ERR_DATA,
+                   "gzip: data is damaged near byte %zu", *used);
 }
 
 static bool gunzip(const char *data, size_t len, size_t limit, buf *out, err *e) {

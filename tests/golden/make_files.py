@@ -1,5 +1,5 @@
 """Checkpoints as PyTorch lays them out, written by Python's own pickler with stand-in classes:
-python3 tests/golden/make_pth.py. Standard library only."""
+python3 tests/golden/make_files.py. Standard library only."""
 import collections, io, os, pickle, struct, sys, types, zipfile
 
 torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
@@ -72,3 +72,15 @@ with open(os.path.join(here, "pickle2_legacy.pth"), "wb") as f:
         f.write(dumps(obj, 2))
     for s in (steps, weights):
         f.write(struct.pack("<q", s.count) + s.data)
+
+for name, big in (("small.zip", False), ("small64.zip", True)):
+    with zipfile.ZipFile(os.path.join(here, name), "w") as z:
+        for entry, data, method in (("a.txt", b"x" * 1000, zipfile.ZIP_DEFLATED),
+                                    ("d/b.bin", bytes(range(4)), zipfile.ZIP_STORED)):
+            info = zipfile.ZipInfo(entry)
+            info.compress_type = method
+            with z.open(info, "w", force_zip64=big) as f:
+                f.write(data)
+        z.comment = b"" if big else b"a comment"
+        if big:  # sizes beyond this limit go to 64-bit fields, so everything does
+            zipfile.ZIP64_LIMIT = zipfile.ZIP_FILECOUNT_LIMIT = 0
