@@ -83,7 +83,9 @@ static void rename_one(const rename_row *row, char name[NAME])
 
 static void our_name(const rename_map *m, const char *theirs, char name[NAME])
 {
-    snprintf(name, NAME, "%s", theirs);
+    static const char parallel[] = "module.";            /* PyTorch's DataParallel puts it in front */
+    bool drop = !strncmp(theirs, parallel, sizeof parallel - 1);
+    snprintf(name, NAME, "%s", drop ? theirs + sizeof parallel - 1 : theirs);
     for (const rename_row *r = m->row; r->from; r++)
         rename_one(r, name);
 }
