@@ -58,10 +58,14 @@ $(B)/core/core.o: ABOUT = -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_FLAGS='"$(subst "
 
 test: $(B)/layermerge $(TESTS)
 	@LAYERMERGE=$(B)/layermerge tests/run.sh tests/layers.sh $(TESTS) $(wildcard tests/test_*.sh)
+# What a sanitizer finds ends the program with a status that no test can take for an answer.
+asan: export ASAN_OPTIONS  = exitcode=99:allocator_may_return_null=1
+asan: export UBSAN_OPTIONS = exitcode=99:print_stacktrace=1
+tsan: export TSAN_OPTIONS  = exitcode=99
 asan:
-	$(MAKE) test B=build/asan CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all'
+	$(MAKE) --no-print-directory test B=build/asan CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all'
 tsan:
-	$(MAKE) test B=build/tsan CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=thread'
+	$(MAKE) --no-print-directory test B=build/tsan CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=thread'
 bench: $(BENCH)
 	@for b in $(BENCH); do $$b || exit 1; done
 demo: deps all

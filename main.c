@@ -2,7 +2,16 @@
  * layer it needs; a new one is a line here. */
 #include "core/cli.h"
 
-#define VERBS(X)
+#define VERBS(X) \
+    X(train) \
+    X(eval) \
+    X(predict) \
+    X(run) \
+    X(import) \
+    X(inspect) \
+    X(solve) \
+    X(bench) \
+    X(data)
 
 #define DECLARE(name) extern const cli_verb cmd_##name;
 VERBS(DECLARE)
