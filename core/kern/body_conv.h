@@ -74,33 +74,56 @@ INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
         UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
 }
 
-/* Heights that fit the register file: the accumulators, NV vectors of weights, one broadcast. */
-#if defined(__AVX512F__)
-#define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) \
-                     X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-#define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1) X(9, 1) X(10, 1) \
-                     X(11, 1) X(12, 1) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
-enum { TALLEST_2 = 14, TALLEST_1 = 16 };
-#elif defined(__AVX2__)
-#define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2)
+/* Heights that fit the register file: the accumulators, NV vectors of weights, one broadcast. Pixels
+ * want a pointer each, so one-vector tiles of pixels stay lower than those of in-channels. */
 #define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
-enum { TALLEST_2 = 6, TALLEST_1 = 8 };
-#else
 #define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2)
-#define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
-enum { TALLEST_2 = 5, TALLEST_1 = 8 };
+#if defined(__AVX512F__)
+#define MORE_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
+#define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
+enum { TALLEST_1 = 8, TALLEST_2 = 14, WTALLEST_1 = 16, WTALLEST_2 = 14 };
+#elif defined(__AVX2__)
+#define MORE_1(X)
+#define MORE_2(X) X(6, 2)
+enum { TALLEST_1 = 8, TALLEST_2 = 6, WTALLEST_1 = 8, WTALLEST_2 = 6 };
+#else
+#define MORE_1(X)
+#define MORE_2(X)
+enum { TALLEST_1 = 8, TALLEST_2 = 5, WTALLEST_1 = 8, WTALLEST_2 = 5 };
 #endif
 
-#define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, t); } \
-                  static void wtile_##MR##_##NV(const wtile_args *t) { wtile_body(MR, NV, t); }
-HEIGHTS_1(X) HEIGHTS_2(X)
+#define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, t); }
+HEIGHTS_1(X) HEIGHTS_2(X) MORE_2(X)
 #undef X
+#define X(MR, NV) static void wtile_##MR##_##NV(const wtile_args *t) { wtile_body(MR, NV, t); }
+HEIGHTS_1(X) MORE_1(X) HEIGHTS_2(X) MORE_2(X)
+#undef X
+/* As many multiply-adds as the machine can do: `steps` times FMA_CHAINS independent ones. */
+enum { FMA_CHAINS = 12 };
+static double fma_spin(int64_t steps)
+{
+    vf a[FMA_CHAINS], x = v_set1(0.999999f), y = v_set1(1e-7f);
+    UNROLL for (int i = 0; i < FMA_CHAINS; i++) a[i] = v_set1((float)i);
+    for (; steps > 0; steps--)
+        UNROLL for (int i = 0; i < FMA_CHAINS; i++) a[i] = v_fma(a[i], x, y);
+    float sum[LANES];
+    UNROLL for (int i = 1; i < FMA_CHAINS; i++) a[0] = v_add(a[0], a[i]);
+    v_store(sum, a[0]);
+    return (double)sum[0];
+}
 
 static void fill_conv(kern_table *k)
 {
-#define X(MR, NV) k->tile[NV - 1][MR] = tile_##MR##_##NV; k->wtile[NV - 1][MR] = wtile_##MR##_##NV;
-    HEIGHTS_1(X) HEIGHTS_2(X)
+    k->fma_spin = fma_spin;
+    k->fma_chains = FMA_CHAINS;
+#define X(MR, NV) k->tile[NV - 1][MR] = tile_##MR##_##NV;
+    HEIGHTS_1(X) HEIGHTS_2(X) MORE_2(X)
+#undef X
+#define X(MR, NV) k->wtile[NV - 1][MR] = wtile_##MR##_##NV;
+    HEIGHTS_1(X) MORE_1(X) HEIGHTS_2(X) MORE_2(X)
 #undef X
     k->tallest[0] = TALLEST_1;
     k->tallest[1] = TALLEST_2;
+    k->wtallest[0] = WTALLEST_1;
+    k->wtallest[1] = WTALLEST_2;
 }

@@ -39,36 +39,68 @@ int64_t conv_macs(const conv_shape *s)
 }
 
 
-typedef enum { REFERENCE, DIRECT } road_kind;
+/* A gather on the road of its plan. */
+typedef struct { tile_plan *tile; dw_plan *dw; } gather_plan;
+
+typedef enum { REFERENCE, DIRECT, DEPTHWISE } road_kind;
 
 struct conv_plan {
     conv_shape s;
     road_kind road;
-    tile_plan *forward, **back;  /* back: one per phase */
+    gather_plan forward, *back;  /* back: one per phase */
     int phases;
-    wgrad_plan *wgrad;
+    wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
 };
+
+static bool gather_plan_new(gather_plan *p, const gather *g, const conv_shape *s, road_kind road, err *e)
+{
+    if (road == DEPTHWISE) return (p->dw = dw_plan_new(g, s, e));
+    return (p->tile = tile_plan_new(g, s, e));
+}
+
+static void gather_plan_free(gather_plan *p)
+{
+    tile_plan_free(p->tile);
+    dw_plan_free(p->dw);
+}
+
+static size_t gather_packed(const gather_plan *p) { return p->dw ? dw_packed_floats(p->dw) : tile_packed_floats(p->tile); }
+
+static void gather_pack(const gather_plan *p, const float *w, float *packed)
+{
+    if (p->dw) dw_pack(p->dw, w, packed);
+    else tile_pack(p->tile, w, packed);
+}
+
+static void gather_run(const gather_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
+                       float *y, float *scratch)
+{
+    if (p->dw) dw_run(p->dw, x, packed, ep, y);
+    else tile_run(p->tile, x, packed, ep, y, scratch);
+}
+
+static bool back_new(conv_plan *p, err *e)
+{
+    const conv_shape *s = &p->s;
+    size_t phases = (size_t)s->sh * (size_t)s->sw;
+    gather *g = mem_new(phases, sizeof *g, e);
+    p->back = g ? mem_new(phases, sizeof *p->back, e) : NULL;
+    int n = p->back ? gathers_new(s, CONV_DATA_GRAD, g, e) : 0, i = 0;
+    while (i < n && gather_plan_new(&p->back[i], &g[i], s, p->road, e)) i++;
+    if (i < n) gathers_free(g + i + 1, n - i - 1);
+    mem_free(g);
+    p->phases = i;
+    return n && i == n;
+}
 
 static bool direct_new(conv_plan *p, unsigned passes, err *e)
 {
-    const conv_shape *s = &p->s;
-    if (passes & CONV_FORWARD) {
-        gather g;
-        if (!gathers_new(s, CONV_FORWARD, &g, e) || !(p->forward = tile_plan_new(&g, s, e))) return false;
-    }
-    if (passes & CONV_DATA_GRAD) {
-        size_t phases = (size_t)s->sh * (size_t)s->sw;
-        gather *g = mem_new(phases, sizeof *g, e);
-        p->back = g ? mem_new(phases, sizeof(tile_plan *), e) : NULL;
-        int n = p->back ? gathers_new(s, CONV_DATA_GRAD, g, e) : 0, i = 0;
-        for (; i < n; i++)
-            if (!(p->back[i] = tile_plan_new(&g[i], s, e))) break;
-        if (i < n) gathers_free(g + i + 1, n - i - 1);
-        mem_free(g);
-        p->phases = i;
-        if (!n || i < n) return false;
-    }
-    return !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(s, e));
+    gather g;
+    bool dw = p->road == DEPTHWISE;
+    if (passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD))
+        if (!gathers_new(&p->s, CONV_FORWARD, &g, e) || !gather_plan_new(&p->forward, &g, &p->s, p->road, e)) return false;
+    if (passes & CONV_DATA_GRAD && !back_new(p, e)) return false;
+    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, e));
 }
 
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
@@ -76,17 +108,18 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     if (!conv_shape_check(s, e)) return NULL;
     conv_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
+    bool depthwise = s->groups > 1 && s->groups == s->c && s->groups == s->o;
     p->s = *s;
-    p->road = strcmp(conv_road(), "direct") ? REFERENCE : DIRECT;
-    if (p->road == DIRECT && !direct_new(p, passes, e)) { conv_plan_free(p); return NULL; }
+    p->road = strcmp(conv_road(), "direct") ? REFERENCE : depthwise ? DEPTHWISE : DIRECT;
+    if (p->road != REFERENCE && !direct_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
 }
 
 void conv_plan_free(conv_plan *p)
 {
     if (!p) return;
-    tile_plan_free(p->forward);
-    for (int i = 0; i < p->phases; i++) tile_plan_free(p->back[i]);
+    gather_plan_free(&p->forward);
+    for (int i = 0; i < p->phases; i++) gather_plan_free(&p->back[i]);
     mem_free(p->back);
     wgrad_plan_free(p->wgrad);
     mem_free(p);
@@ -96,7 +129,7 @@ const conv_shape *conv_plan_shape(const conv_plan *p) { return &p->s; }
 
 const char *conv_plan_road(const conv_plan *p)
 {
-    static const char *const name[] = { [REFERENCE] = "reference", [DIRECT] = "direct" };
+    static const char *const name[] = { [REFERENCE] = "reference", [DIRECT] = "direct", [DEPTHWISE] = "depthwise" };
     return name[p->road];
 }
 
@@ -108,29 +141,30 @@ static size_t weight_floats(const conv_shape *s)
 size_t conv_packed_floats(const conv_plan *p, conv_pass pass)
 {
     if (p->road == REFERENCE) return weight_floats(&p->s);
-    if (pass == CONV_FORWARD) return tile_packed_floats(p->forward);
+    if (pass == CONV_FORWARD) return gather_packed(&p->forward);
     size_t sum = 0;
-    for (int i = 0; i < p->phases; i++) sum += tile_packed_floats(p->back[i]);
+    for (int i = 0; i < p->phases; i++) sum += gather_packed(&p->back[i]);
     return sum;
 }
 
 void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *packed)
 {
     if (p->road == REFERENCE) { memcpy(packed, w_oihw, weight_floats(&p->s) * sizeof *packed); return; }
-    if (pass == CONV_FORWARD) { tile_pack(p->forward, w_oihw, packed); return; }
+    if (pass == CONV_FORWARD) { gather_pack(&p->forward, w_oihw, packed); return; }
     for (int i = 0; i < p->phases; i++) {
-        tile_pack(p->back[i], w_oihw, packed);
-        packed += tile_packed_floats(p->back[i]);
+        gather_pack(&p->back[i], w_oihw, packed);
+        packed += gather_packed(&p->back[i]);
     }
 }
 
 size_t conv_scratch_floats(const conv_plan *p)
 {
-    size_t most = p->forward ? tile_scratch_floats(p->forward) : 0;
+    int64_t most = p->wgrad ? (int64_t)wgrad_scratch_floats(p->wgrad) : 0;
+    if (p->forward.dw) most = (int64_t)dw_wgrad_scratch_floats(p->forward.dw);
+    if (p->forward.tile) most = kern_max(most, (int64_t)tile_scratch_floats(p->forward.tile));
     for (int i = 0; i < p->phases; i++)
-        if (tile_scratch_floats(p->back[i]) > most) most = tile_scratch_floats(p->back[i]);
-    if (p->wgrad && wgrad_scratch_floats(p->wgrad) > most) most = wgrad_scratch_floats(p->wgrad);
-    return most;
+        if (p->back[i].tile) most = kern_max(most, (int64_t)tile_scratch_floats(p->back[i].tile));
+    return (size_t)most;
 }
 
 void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
@@ -139,7 +173,7 @@ void conv_forward(const conv_plan *p, const float *x, const float *packed, const
     conv_epilogue none = { .act = ACT_NONE };
     if (!ep) ep = &none;
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
-    else tile_run(p->forward, x, packed, ep, y, scratch);
+    else gather_run(&p->forward, x, packed, ep, y, scratch);
 }
 
 void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bool accumulate,
@@ -148,8 +182,8 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
     if (p->road == REFERENCE) { ref_conv_data_grad(&p->s, dy, packed, accumulate, dx); return; }
     conv_epilogue ep = { .residual = accumulate ? dx : NULL, .act = ACT_NONE };
     for (int i = 0; i < p->phases; i++) {
-        tile_run(p->back[i], dy, packed, &ep, dx, scratch);
-        packed += tile_packed_floats(p->back[i]);
+        gather_run(&p->back[i], dy, packed, &ep, dx, scratch);
+        packed += gather_packed(&p->back[i]);
     }
 }
 
@@ -157,5 +191,6 @@ void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool 
                       float *dw, float *scratch)
 {
     if (p->road == REFERENCE) ref_conv_weight_grad(&p->s, x, dy, accumulate, dw);
+    else if (p->road == DEPTHWISE) dw_wgrad_run(p->forward.dw, x, dy, accumulate, dw, scratch);
     else wgrad_run(p->wgrad, x, dy, accumulate, dw, scratch);
 }

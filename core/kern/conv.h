@@ -54,6 +54,17 @@ size_t wgrad_scratch_floats(const wgrad_plan *p);
 void   wgrad_run(const wgrad_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
                  float *scratch);
 
+typedef struct dw_plan dw_plan;                         /* one gather of a depthwise convolution */
+dw_plan *dw_plan_new(const gather *g, const conv_shape *s, err *e);       /* takes the gather over */
+void   dw_plan_free(dw_plan *p);
+size_t dw_packed_floats(const dw_plan *p);
+void   dw_pack(const dw_plan *p, const float *w_oihw, float *packed);
+void   dw_run(const dw_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y);
+/* For the plan of the forward gather only. */
+size_t dw_wgrad_scratch_floats(const dw_plan *p);
+void   dw_wgrad_run(const dw_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
+                    float *scratch);
+
 /* Out-channels of a group as panels of two vectors, the last of one if that is enough. */
 typedef struct { int first, nv, lanes; } panel;         /* lanes: valid in the last vector */
 int   panel_count(int channels);

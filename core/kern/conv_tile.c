@@ -192,35 +192,36 @@ size_t tile_packed_floats(const tile_plan *p)
     return (size_t)(panel_offset(&p->g, panel_count(p->g.o)) * p->g.groups);
 }
 
-enum { PACK_CHANNELS = 16 };     /* so that what is read for one piece stays in L1 */
+enum { PACK_ROWS = 128, WIDEST = 2 * LANES_MAX };
 
 typedef struct { const tile_plan *p; const float *w; float *packed; } pack_job;
 
+/* Some rows (c, a, b) of one panel. Through a small table, so that weights are read and packed
+ * rows written in the order of memory; its odd width keeps columns out of each other's lines. */
 static void pack_piece(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const pack_job *j = ctx;
     const gather *g = &j->p->g;
-    int chunks = (int)kern_div_up(g->c, PACK_CHANNELS), per_group = panel_count(g->o);
-    int c0 = (int)(i % chunks) * PACK_CHANNELS, which = (int)(i / chunks), group = which / per_group;
+    int taps = g->th * g->tw, rows = taps * g->c, chunks = (int)kern_div_up(rows, PACK_ROWS), per_group = panel_count(g->o);
+    int r0 = (int)(i % chunks) * PACK_ROWS, n = (int)kern_min(PACK_ROWS, rows - r0), which = (int)(i / chunks);
     panel v = panel_at(g->o, which % per_group);
     int wide = v.nv * kern.lanes, valid = (v.nv - 1) * kern.lanes + v.lanes;
-    float *to = j->packed + panel_offset(g, per_group) * group + panel_offset(g, which % per_group);
-    for (int a = 0; a < g->th; a++)
-        for (int b = 0; b < g->tw; b++)
-            for (int c = c0; c < kern_min(g->c, c0 + PACK_CHANNELS); c++) {
-                float *row = to + ((int64_t)(a * g->tw + b) * g->c + c) * wide;
-                const float *w = j->w + gather_weight(g, &j->p->s, group, v.first, c, a, b);
-                int64_t step = (int64_t)(g->transposed ? 1 : j->p->s.c / j->p->s.groups) * j->p->s.kh * j->p->s.kw;
-                for (int o = 0; o < valid; o++) row[o] = w[o * step];
-                for (int o = valid; o < wide; o++) row[o] = 0;
-            }
+    float *to = j->packed + panel_offset(g, per_group) * (which / per_group) + panel_offset(g, which % per_group);
+    float turn[PACK_ROWS][WIDEST + 1];
+    for (int o = 0; o < wide; o++)
+        for (int r = 0; r < n; r++) {
+            int c = (r0 + r) / taps, t = (r0 + r) % taps;
+            turn[r][o] = o < valid ? j->w[gather_weight(g, &j->p->s, which / per_group, v.first + o, c, t / g->tw, t % g->tw)] : 0;
+        }
+    for (int r = 0; r < n; r++)
+        memcpy(to + ((int64_t)((r0 + r) % taps) * g->c + (r0 + r) / taps) * wide, turn[r], (size_t)wide * sizeof *to);
 }
 
 void tile_pack(const tile_plan *p, const float *w_oihw, float *packed)
 {
-    if (p->g.th * p->g.tw == 0) return;
-    par_for((int64_t)p->panels * kern_div_up(p->g.c, PACK_CHANNELS), pack_piece, &(pack_job){ p, w_oihw, packed });
+    int64_t rows = (int64_t)p->g.th * p->g.tw * p->g.c;
+    if (rows) par_for(p->panels * kern_div_up(rows, PACK_ROWS), pack_piece, &(pack_job){ p, w_oihw, packed });
 }
 
 /* ---- running ---------------------------------------------------------------------------------- */

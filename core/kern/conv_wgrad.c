@@ -6,6 +6,8 @@
  * order. Padding costs nothing: each tap sums over the pixels that it finds inside the image.
  *
  * A block's sums: [group][panel][tap][c][16*NV], like packed weights. */
+#include <string.h>
+
 #include "core/kern/conv.h"
 
 struct wgrad_plan {
@@ -86,7 +88,7 @@ static void inside(int from, int to, int stride, int offset, int size, int *q0, 
 }
 
 /* Height of the tiles over cg in-channels, as even as can be. */
-static int tile_count(int cg, int nv) { return (int)kern_div_up(cg, kern.tallest[nv - 1]); }
+static int tile_count(int cg, int nv) { return (int)kern_div_up(cg, kern.wtallest[nv - 1]); }
 
 /* One tap of one unit: every tile of in-channels of one panel. */
 static void sum_tap(const wgrad_job *j, int n0, int imgs, int r0, int rows, int a, int b, int group,
@@ -136,30 +138,33 @@ static void sum_block(void *ctx, int64_t i, int worker)
     }
 }
 
-enum { CHUNK = 16 };             /* in-channels of one piece of the last pass */
+/* Weights of one out-channel that one piece of the last pass handles, and out-channels in a panel. */
+enum { CHUNK = 128, WIDEST = 2 * LANES_MAX };
 
-/* Adds the blocks and puts the result where PyTorch wants it. */
+/* Adds the blocks and puts the result where PyTorch wants it: rows (c, tap) of a panel become
+ * columns. The odd width keeps the columns out of each other's cache lines. */
 static void add_blocks(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const wgrad_job *j = ctx;
     const wgrad_plan *p = j->p;
-    const conv_shape *s = &p->s;
-    int chunks = (int)kern_div_up(p->cg, CHUNK), taps = s->kh * s->kw, per_group = panel_count(p->og);
-    int c0 = (int)(i % chunks) * CHUNK, c1 = (int)kern_min(p->cg, c0 + CHUNK), which = (int)(i / chunks);
-    int group = which / per_group;
+    int taps = p->s.kh * p->s.kw, rows = p->cg * taps, chunks = (int)kern_div_up(rows, CHUNK);
+    int r0 = (int)(i % chunks) * CHUNK, n = (int)kern_min(CHUNK, rows - r0), which = (int)(i / chunks);
+    int per_group = panel_count(p->og), group = which / per_group;
     panel v = panel_at(p->og, which % per_group);
-    int64_t wide = v.nv * kern.lanes, step = p->group_floats * s->groups;
+    int wide = v.nv * kern.lanes;
+    int64_t step = p->group_floats * p->s.groups;
     const float *sums = j->sums + p->group_floats * group + panel_floats(p, which % per_group);
+    float turn[CHUNK][WIDEST + 1];
+    for (int r = 0; r < n; r++) {
+        const float *from = sums + ((int64_t)((r0 + r) % taps) * p->cg + (r0 + r) / taps) * wide;
+        memcpy(turn[r], from, (size_t)wide * sizeof *from);
+        for (int k = 1; k < p->blocks; k++)
+            for (int o = 0; o < wide; o++) turn[r][o] += from[k * step + o];
+    }
     for (int o = 0; o < (v.nv - 1) * kern.lanes + v.lanes; o++) {
-        float *dw = j->dw + ((int64_t)(group * p->og + v.first + o) * p->cg) * taps;
-        for (int c = c0; c < c1; c++)
-            for (int t = 0; t < taps; t++) {
-                const float *from = sums + (t * p->cg + c) * wide + o;
-                float sum = from[0];
-                for (int k = 1; k < p->blocks; k++) sum += from[k * step];
-                dw[c * taps + t] = j->accumulate ? dw[c * taps + t] + sum : sum;
-            }
+        float *dw = j->dw + (int64_t)(group * p->og + v.first + o) * rows + r0;
+        for (int r = 0; r < n; r++) dw[r] = j->accumulate ? dw[r] + turn[r][o] : turn[r][o];
     }
 }
 
@@ -168,5 +173,5 @@ void wgrad_run(const wgrad_plan *p, const float *x, const float *dy, bool accumu
 {
     wgrad_job j = { .p = p, .x = x, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch };
     par_for((int64_t)p->blocks * p->panels, sum_block, &j);
-    par_for((int64_t)p->panels * kern_div_up(p->cg, CHUNK), add_blocks, &j);
+    par_for((int64_t)p->panels * kern_div_up((int64_t)p->cg * p->s.kh * p->s.kw, CHUNK), add_blocks, &j);
 }

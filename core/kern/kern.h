@@ -11,7 +11,7 @@
 
 /* ---- register tiles of dense convolution: body_conv.h ----------------------------------------- */
 
-enum { TILE_MAX = 16 };                                 /* no tile is taller */
+enum { TILE_MAX = 16, LANES_MAX = 16 };                 /* no tile is taller, no vector longer */
 
 typedef struct { int32_t x, w; } conv_run;              /* offsets in floats */
 
@@ -36,11 +36,48 @@ typedef struct {
     float *sum;
 } wtile_args;
 
+/* ---- depthwise convolution: body_dw.h ----------------------------------------------------------- */
+
+/* Neighbouring taps of a row that share the pixels they read: output t and tap b of the chunk read
+ * pixel j = t*stride + b, if j0 <= j < j1 (else it lies outside the image or is not wanted). */
+enum { CHUNK_TAPS = 5 };
+typedef struct { int32_t x, w; int16_t taps, j0, j1; } dw_chunk;   /* x, w: floats to pixel 0, to tap 0 */
+
+enum { DW_WIDTHS = 3 };
+extern const int dw_widths[DW_WIDTHS];                  /* outputs of one tile: 4, 7, 8 */
+
+/* y[t*y_step + c] = clamp(bias[c] + sum + residual) for t < count, c < channels. */
+typedef struct {
+    const float *x, *w;
+    int64_t x_row, w_row, x_step, w_step, y_step;       /* from a tap row, pixel, tap, output to the next */
+    const dw_chunk *chunk; int chunks, rows;
+    float *y;
+    const float *bias, *residual;
+    float lo, hi;
+    int count, channels;
+} dw_args;
+
+/* sum[b*sum_step + 0 … lanes) (+)= sum over images, lines and outputs t < count of x·dy. */
+typedef struct {
+    const float *x, *dy;
+    int64_t x_img, dy_img, x_line, dy_line, x_step, dy_step, sum_step;
+    dw_chunk chunk;
+    int imgs, lines, count, lanes;
+    bool add;
+    float *sum;
+} dw_wargs;
+
+/* ---- the table ----------------------------------------------------------------------------------- */
+
 typedef struct {
     int lanes;
-    int tallest[2];                                     /* tile heights: 1 … tallest[NV-1] */
+    int tallest[2], wtallest[2];                        /* heights worth using: 1 … tallest[NV-1] */
     void (*tile[2][TILE_MAX + 1])(const tile_args *);   /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
+    void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
+    void (*dw_wgrad[DW_WIDTHS][2])(const dw_wargs *);
+    double (*fma_spin)(int64_t steps);                  /* steps * fma_chains * lanes multiply-adds, no memory */
+    int fma_chains;
 } kern_table;
 
 extern kern_table kern;

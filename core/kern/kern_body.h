@@ -4,9 +4,11 @@
 #include "core/kern/simd.h"
 
 #include "core/kern/body_conv.h"
+#include "core/kern/body_dw.h"
 
 void KERN_NAME(kern_table *k)
 {
     k->lanes = LANES;
     fill_conv(k);
+    fill_dw(k);
 }
