@@ -282,13 +282,15 @@ static void add_values(nn_plan *p, const survey *v)
     live_until(p, p->alias[g->output], end);
 }
 
-/* Gradient of node, written by the backward of `step`: the first writer makes the buffer. */
+/* Gradient of node, written by the backward of `step`: the first writer makes the buffer. An input's
+ * is the caller's to keep. */
 static grad_out write_grad(nn_plan *p, const survey *v, int node, int step)
 {
-    grad_out out = { .accumulate = p->grad[node] >= 0 };
+    const grad_out out = { .accumulate = p->grad[node] >= 0 };
+    const bool input = v->home[node] < 0;
     if (!out.accumulate)
-        p->grad[node] = add_buffer(p, value_bytes(p, node), backward_time(p, step),
-                                   v->home[node] >= 0 ? backward_time(p, v->home[node]) : end_of_time(p));
+        p->grad[node] = add_buffer(p, value_bytes(p, node), input ? REFRESH : backward_time(p, step),
+                                   input ? end_of_time(p) : backward_time(p, v->home[node]));
     return out;
 }
 
