@@ -142,16 +142,24 @@ static void plan_padding(rewrite_plan *p, const search_entry *r)
     }
 }
 
-/* A projection with stride S reads S rows for each row that the branch is larger. */
+/* A projection with stride S reads S rows for each row that the branch is larger. What it needs
+ * beyond its input is its own padding, which the input's surplus replaces first. */
 static void plan_operands(rewrite_plan *p)
 {
     const search_chain *c = p->c;
     for (int k = 0; k < c->n_skip; k++) {
         const search_skip *skip = &c->skip[k];
+        skip_plan *to = &p->skip[k];
         int first = skip->conv >= 0 ? skip->conv : skip->slice;
-        for (int i = 0; p->skip[k].fused && i < 4; i++) {
-            int stride = first >= 0 ? c->g->node[first].attr.stride[i / 2] : 1;
-            p->skip[k].pad[i] = stride * p->excess[skip->t][i] - p->excess[skip->s][i];
+        const nn_attr *a = first >= 0 ? &c->g->node[first].attr : NULL;
+        for (int i = 0; i < 4; i++) {
+            int more = p->excess[skip->t][i] * (a ? a->stride[i / 2] : 1) - p->excess[skip->s][i];
+            to->pad[i] = to->fused ? more : 0;
+            if (skip->conv < 0)
+                continue;
+            int need = a->pad[i] + to->pad[i];
+            to->own[i] = need > 0 ? need : 0;
+            to->pad[i] = need < 0 ? need : 0;
         }
     }
 }
@@ -306,6 +314,16 @@ static int walk_conv(walk *w, int l, err *e)
     return id;
 }
 
+/* The projection or slice v of skip k. */
+static int walk_skip(walk *w, int k, int v, int in, err *e)
+{
+    const skip_plan *skip = &w->p->skip[k];
+    nn_attr attr = original(w, v)->attr;
+    memcpy(attr.pad, skip->own, sizeof attr.pad);
+    in = add_pad(w, original(w, v)->name, in, skip->pad, e);
+    return in < 0 ? -1 : copy_node(w, v, in, &attr, e);
+}
+
 /* All skips that end at l, inner ones first, after the last conv or norm of the group. */
 static int walk_adds(walk *w, int l, err *e)
 {
@@ -384,8 +402,7 @@ static int walk_part(walk *w, int v, err *e)
     case PART_ACT:
         return w->p->active[i] ? copy_node(w, v, in, &n->attr, e) : in;
     case PART_SKIP_FIRST:
-        in = add_pad(w, n->name, in, w->p->skip[i].pad, e);
-        return in < 0 ? -1 : copy_node(w, v, in, &n->attr, e);
+        return walk_skip(w, i, v, in, e);
     default:
         return copy_node(w, v, in, &n->attr, e);
     }

@@ -18,7 +18,8 @@ typedef struct {
     bool fused;                  /* the whole block is inside one segment and becomes one conv with it */
     bool empty;                  /* no conv of the branch is left: the skip alone remains (2.7) */
     bool identity;
-    int  pad[4];                 /* zeros around (negative: cut from) the operand or the projection's input */
+    int  pad[4];                 /* zeros around (negative: cut from) what is added, sliced or projected */
+    int  own[4];                 /* padding of the projection itself */
 } skip_plan;
 
 /* All arrays by position 0 … L. excess: by how many rows and columns (top, bottom, left, right) the
