@@ -42,7 +42,7 @@ int64_t conv_macs(const conv_shape *s)
 /* A gather on the road of its plan. */
 typedef struct { tile_plan *tile; dw_plan *dw; } gather_plan;
 
-typedef enum { REFERENCE, DIRECT, DEPTHWISE } road_kind;
+typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE } road_kind;
 
 struct conv_plan {
     conv_shape s;
@@ -50,6 +50,7 @@ struct conv_plan {
     gather_plan forward, *back;  /* back: one per phase */
     int phases;
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
+    im2col_plan *im2col;
 };
 
 static bool gather_plan_new(gather_plan *p, const gather *g, const conv_shape *s, road_kind road, err *e)
@@ -97,6 +98,7 @@ static bool direct_new(conv_plan *p, unsigned passes, err *e)
 {
     gather g;
     bool dw = p->road == DEPTHWISE;
+    if (p->road == IM2COL) return (p->im2col = im2col_plan_new(&p->s, e));
     if (passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD))
         if (!gathers_new(&p->s, CONV_FORWARD, &g, e) || !gather_plan_new(&p->forward, &g, &p->s, p->road, e)) return false;
     if (passes & CONV_DATA_GRAD && !back_new(p, e)) return false;
@@ -110,7 +112,8 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     if (!p) return NULL;
     bool depthwise = s->groups > 1 && s->groups == s->c && s->groups == s->o;
     p->s = *s;
-    p->road = strcmp(conv_road(), "direct") ? REFERENCE : depthwise ? DEPTHWISE : DIRECT;
+    p->road = !strcmp(conv_road(), "reference") ? REFERENCE : !strcmp(conv_road(), "im2col") ? IM2COL
+            : depthwise ? DEPTHWISE : DIRECT;
     if (p->road != REFERENCE && !direct_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
 }
@@ -122,6 +125,7 @@ void conv_plan_free(conv_plan *p)
     for (int i = 0; i < p->phases; i++) gather_plan_free(&p->back[i]);
     mem_free(p->back);
     wgrad_plan_free(p->wgrad);
+    im2col_plan_free(p->im2col);
     mem_free(p);
 }
 
@@ -129,7 +133,7 @@ const conv_shape *conv_plan_shape(const conv_plan *p) { return &p->s; }
 
 const char *conv_plan_road(const conv_plan *p)
 {
-    static const char *const name[] = { [REFERENCE] = "reference", [DIRECT] = "direct", [DEPTHWISE] = "depthwise" };
+    static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct", [DEPTHWISE] = "depthwise" };
     return name[p->road];
 }
 
@@ -141,6 +145,7 @@ static size_t weight_floats(const conv_shape *s)
 size_t conv_packed_floats(const conv_plan *p, conv_pass pass)
 {
     if (p->road == REFERENCE) return weight_floats(&p->s);
+    if (p->road == IM2COL) return im2col_packed_floats(p->im2col);
     if (pass == CONV_FORWARD) return gather_packed(&p->forward);
     size_t sum = 0;
     for (int i = 0; i < p->phases; i++) sum += gather_packed(&p->back[i]);
@@ -150,6 +155,7 @@ size_t conv_packed_floats(const conv_plan *p, conv_pass pass)
 void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *packed)
 {
     if (p->road == REFERENCE) { memcpy(packed, w_oihw, weight_floats(&p->s) * sizeof *packed); return; }
+    if (p->road == IM2COL) { im2col_pack(p->im2col, w_oihw, packed); return; }
     if (pass == CONV_FORWARD) { gather_pack(&p->forward, w_oihw, packed); return; }
     for (int i = 0; i < p->phases; i++) {
         gather_pack(&p->back[i], w_oihw, packed);
@@ -159,6 +165,7 @@ void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *p
 
 size_t conv_scratch_floats(const conv_plan *p)
 {
+    if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
     int64_t most = p->wgrad ? (int64_t)wgrad_scratch_floats(p->wgrad) : 0;
     if (p->forward.dw) most = (int64_t)dw_wgrad_scratch_floats(p->forward.dw);
     if (p->forward.tile) most = kern_max(most, (int64_t)tile_scratch_floats(p->forward.tile));
@@ -173,6 +180,7 @@ void conv_forward(const conv_plan *p, const float *x, const float *packed, const
     conv_epilogue none = { .act = ACT_NONE };
     if (!ep) ep = &none;
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
+    else if (p->road == IM2COL) im2col_forward(p->im2col, x, packed, ep, y, scratch);
     else gather_run(&p->forward, x, packed, ep, y, scratch);
 }
 
@@ -180,6 +188,7 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
                     float *dx, float *scratch)
 {
     if (p->road == REFERENCE) { ref_conv_data_grad(&p->s, dy, packed, accumulate, dx); return; }
+    if (p->road == IM2COL) { im2col_data_grad(p->im2col, dy, packed, accumulate, dx, scratch); return; }
     conv_epilogue ep = { .residual = accumulate ? dx : NULL, .act = ACT_NONE };
     for (int i = 0; i < p->phases; i++) {
         gather_run(&p->back[i], dy, packed, &ep, dx, scratch);
@@ -191,6 +200,7 @@ void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool 
                       float *dw, float *scratch)
 {
     if (p->road == REFERENCE) ref_conv_weight_grad(&p->s, x, dy, accumulate, dw);
+    else if (p->road == IM2COL) im2col_weight_grad(p->im2col, x, dy, accumulate, dw, scratch);
     else if (p->road == DEPTHWISE) dw_wgrad_run(p->forward.dw, x, dy, accumulate, dw, scratch);
     else wgrad_run(p->wgrad, x, dy, accumulate, dw, scratch);
 }

@@ -65,6 +65,19 @@ size_t dw_wgrad_scratch_floats(const dw_plan *p);
 void   dw_wgrad_run(const dw_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
                     float *scratch);
 
+typedef struct im2col_plan im2col_plan;                 /* all passes by unfolding */
+im2col_plan *im2col_plan_new(const conv_shape *s, err *e);
+void   im2col_plan_free(im2col_plan *p);
+size_t im2col_packed_floats(const im2col_plan *p);      /* the same for both passes */
+void   im2col_pack(const im2col_plan *p, const float *w_oihw, float *packed);
+size_t im2col_scratch_floats(const im2col_plan *p);
+void   im2col_forward(const im2col_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
+                      float *y, float *scratch);
+void   im2col_data_grad(const im2col_plan *p, const float *dy, const float *packed, bool accumulate,
+                        float *dx, float *scratch);
+void   im2col_weight_grad(const im2col_plan *p, const float *x, const float *dy, bool accumulate,
+                          float *dw, float *scratch);
+
 /* Out-channels of a group as panels of two vectors, the last of one if that is enough. */
 typedef struct { int first, nv, lanes; } panel;         /* lanes: valid in the last vector */
 int   panel_count(int channels);

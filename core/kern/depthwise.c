@@ -30,7 +30,7 @@ struct dw_plan {
 static int best_width(int outputs)
 {
     int best = 0;
-    double least = INFINITY;
+    double least = 1e300;
     for (int i = 0; i < DW_WIDTHS; i++) {
         double cost = (double)kern_div_up(outputs, dw_widths[i]) * (dw_widths[i] + 1.5);
         if (cost < least) { least = cost; best = i; }
