@@ -232,7 +232,11 @@ static bool describe(work *w, err *e) {
 static void tick(void *ctx, const train_tick *t) {
     work *w = ctx;
     char note[160];
-    if (!w->progress.what) w->progress = cli_progress_start("step", t->steps, w->c->quiet);
+    if (!w->progress.what) {                  /* as if the steps of earlier runs had just been made */
+        w->progress = cli_progress_start("step", t->steps, w->c->quiet);
+        double each_s = t->images_per_s > 0 ? w->recipe.batch / t->images_per_s : 0;
+        w->progress.start_ns -= (int64_t)((double)t->step * each_s * 1e9);
+    }
     snprintf(note, sizeof note, "epoch %.2f  lr %.4g  loss %.4f  %.0f images/s", t->epoch, t->lr, t->loss,
              t->images_per_s);
     cli_progress_at(&w->progress, t->step, note);

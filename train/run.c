@@ -86,8 +86,9 @@ bool run_dir_open(const char *dir, const char *config_json, err *e) {
     bool ok = (!b.failed || err_set(e, ERR_NOMEM, "out of memory"))
            && file_write(env, b.data, b.len, e);
     buf_free(&b);
+    size_t len = strlen(config_json);
     buf_puts(&b, config_json);
-    buf_puts(&b, "\n");
+    if (!len || config_json[len - 1] != '\n') buf_puts(&b, "\n");
     ok = ok && (!b.failed || err_set(e, ERR_NOMEM, "out of memory"))
             && file_write(config, b.data, b.len, e);
     buf_free(&b);
