@@ -72,7 +72,7 @@ typedef struct nn_step {
     const float *x[4], *res;     /* inputs, residual */
     float       *y;
     const float *dy;             /* gradient of y; NULL for losses */
-    grad_out     dx[4], dres;    /* p NULL: nobody needs it */
+    grad_out     dx[4], dres;    /* written in this order; p NULL: nobody needs it */
     grad_out     dw[5];
     nn_memory    mem[NN_MEMORIES];
     conv_plan   *conv;           /* owned */
@@ -85,7 +85,7 @@ void nn_ask(nn_step *s, int slot, nn_when when, size_t bytes);   /* in prepare *
 
 enum {
     NN_INPLACE = 1,              /* forward may write y over x[0] */
-    NN_GRAD_INPLACE = 2,         /* backward may write dx[0] or dres over dy */
+    NN_GRAD_INPLACE = 2,         /* backward may write dres, or the last dx, over dy */
     NN_NEEDS_IN = 4,             /* backward reads x */
     NN_NEEDS_OUT = 8,            /* backward reads y (with a fused activation every op does) */
     NN_FUSE_INFER = 16,          /* applies residual and activation itself, when planned for INFER */

@@ -20,11 +20,11 @@ static void add_forward(nn_step *s, const nn_run *r)
     affine_forward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], NULL, NULL, s->x[1], s->act, s->y);
 }
 
-/* dx[0] may be dy's memory, so it is written last. */
+/* In order: the plan lets only the last of them be dy's memory. */
 static void add_backward(nn_step *s, const nn_run *r)
 {
     (void)r;
-    for (int k = 1; k >= 0; k--)
+    for (int k = 0; k < 2; k++)
         if (s->dx[k].p)
             act_backward(nn_count(s, s->node), s->act, NULL, s->y, s->dy, s->dx[k].accumulate, s->dx[k].p);
 }
