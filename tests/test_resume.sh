@@ -1,0 +1,81 @@
+#!/bin/sh
+# Training that is killed at random moments and run again ends with the bytes of an unbroken run, for
+# any number of threads. LAYERMERGE: the program.
+lm=${LAYERMERGE:-build/release/layermerge}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0
+
+check() {                                    # a sentence, then a command that must hold
+    sentence=$1
+    shift
+    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $sentence"; fi
+}
+
+start() {                                    # name, threads: in the background, as $child
+    "$lm" train --model resnet20 --data builtin:shapes,classes=3,size=16,train=160,val=32 --epochs 2 \
+        --batch 32 --model-ema 0.9 --mixup 0.2 --checkpoint-every 0.001 --quiet --json --threads "$2" \
+        --run "$dir/$1" --out "$dir/$1.safetensors" > "$dir/$1.json" 2> "$dir/$1.err" &
+    child=$!
+}
+
+finish() {
+    wait $child 2> /dev/null                 # the shell would tell of the kill
+    status=$?
+}
+
+now() { date +%s.%N; }
+
+begin=$(now)
+start whole 1
+finish
+took=$(echo "$begin $(now)" | awk '{ print $2 - $1 }')
+check "an unbroken run ends with 0" test $status = 0
+start two 2
+finish
+check "two threads make the bytes of one" cmp -s "$dir/whole.safetensors" "$dir/two.safetensors"
+
+some_moment() {                              # up to the time an unbroken run takes
+    od -An -N2 -tu2 /dev/urandom | awk -v took="$took" '{ print 0.01 + $1 / 65536 * took }'
+}
+
+status=1 kills=0
+while [ $status != 0 ] && [ $kills -lt 6 ]; do
+    start killed $((1 + kills % 2))
+    sleep "$(some_moment)"
+    kill -9 $child 2> /dev/null
+    finish
+    kills=$((kills + 1))
+done
+start killed 1
+finish
+check "a killed run can be run again" test $status = 0
+check "a killed run ends with the bytes of an unbroken one" \
+    cmp -s "$dir/whole.safetensors" "$dir/killed.safetensors"
+check "metrics.csv has one header and every epoch once" \
+    test "$(cut -d, -f1 "$dir/killed/metrics.csv" | tr '\n' ' ')" = "step 5 10 "
+check "killed writers leave nothing behind" \
+    test "$(ls -A "$dir/killed/checkpoints" | tr '\n' ' ')" = "last.safetensors previous.safetensors "
+
+status=0 tries=0
+while [ $status = 0 ] && [ $tries -lt 5 ]; do   # on a busy machine the signal may come too late
+    rm -rf "$dir/stopped"
+    start stopped 1
+    while [ ! -e "$dir/stopped/config.json" ] && kill -0 $child 2> /dev/null; do sleep 0.01; done
+    kill -TERM $child 2> /dev/null
+    finish
+    tries=$((tries + 1))
+done
+check "SIGTERM saves and ends with 75" test $status = 75
+check "it says that the same command continues" grep -q "the same command continues" "$dir/stopped.err"
+start stopped 1
+finish
+check "a stopped run ends with the bytes of an unbroken one" \
+    cmp -s "$dir/whole.safetensors" "$dir/stopped.safetensors"
+cp "$dir/stopped.json" "$dir/first.json"
+start stopped 1
+finish
+check "a finished run prints its result again" cmp -s "$dir/stopped.json" "$dir/first.json"
+
+echo "tests/test_resume.sh: $passed passed, $failed failed, 0 skipped"
+[ $failed = 0 ]
