@@ -9,8 +9,13 @@
     X(run) \
     X(import) \
     X(inspect) \
+    X(latency) \
+    X(importance) \
     X(solve) \
+    X(merge) \
     X(bench) \
+    X(compress) \
+    X(report) \
     X(data)
 
 #define DECLARE(name) extern const cli_verb cmd_##name;

@@ -140,7 +140,10 @@ typedef struct {
     nn_time_options time;
     void (*tick)(void *ctx, int done, int total); void *ctx;
 } search_latency_options;
-typedef struct { double fixed_ms, base_ms; } search_fixed;   /* 3.3: base = fixed + sum of single layers */
+/* 3.3: what no choice can change (before and after the chain), the whole network, and the factor that
+ * was put on every number so that fixed + sum of single layers = base: alone, a layer finds its data
+ * in the cache more often than among the others. */
+typedef struct { double fixed_ms, base_ms, scale; } search_fixed;
 /* Fill time_ms, stdev_ms, time_ns of every entry; same shape, same number. */
 bool search_measure(const search_chain *c, search_table *t, const search_latency_options *o,
                     search_fixed *fixed, err *e);
@@ -150,6 +153,7 @@ typedef struct {
     search_score method;
     double  epochs, lr;
     int     batch;
+    data_augment augment;        /* of the short fine-tuning */
     int64_t train_images, score_images;      /* disjoint ranges of data_pick on the training split */
     int     scores;              /* repeats over seeds, averaged; standard error reported */
     bool    keep_single;         /* do not reset single-layer entries (4.1.4) */
@@ -158,6 +162,8 @@ typedef struct {
     int     shard, shards;       /* --shard i/n */
     void (*tick)(void *ctx, int done, int total, const char *note); void *ctx;
 } search_importance_options;
+/* Image counts that are 0 become a fifth (fine-tuning) and a tenth (scoring) of `images`, at most 50000. */
+void search_importance_defaults(search_importance_options *o, int64_t images);
 /* Write the missing parts importance<id>.csv of the range into dir (atomic; valid ones skipped; claims
  * let several processes share dir). Parts carry a hash of weights, data and settings. */
 bool search_importance_run(const search_chain *c, const search_table *t, const data_set *train,
@@ -173,7 +179,39 @@ typedef struct {
     int64_t macs, params;
 } search_row;
 void search_report_table(const search_row *row, int n, buf *out);        /* aligned text */
-bool search_report_svg(const search_front *f, const search_fixed *fixed, const search_solution *chosen,
-                       const char *path, err *e);
+/* The front (latency against importance) with the chosen point. */
+bool search_report_svg(const search_front *f, const search_solution *chosen, const char *path, err *e);
+/* run folder with report.json, front.svg → report.html. */
+bool search_report_html(const char *run_dir, err *e);
+
+/* ---- the whole path ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *model, *data, *run_dir;      /* model: a builder name (trained first) or a file */
+    nn_build build;              /* of a builder; classes and input come from the data when 0 */
+    double  speedup;             /* budget = base latency / speedup, or … */
+    int64_t budget_ns;           /* … this, when speedup is 0 */
+    const search_method *method;
+    bool    identity;
+    train_recipe base, tune;     /* training of a builder; fine-tuning of the pruned network */
+    bool    distill;             /* fine-tune with the base network as the teacher */
+    search_latency_options latency;
+    search_importance_options importance;
+    data_options train_data, val_data;
+    uint64_t seed;
+    void (*progress)(void *ctx, const char *stage, int64_t done, int64_t total, const char *note);
+    void *ctx;
+} search_job;
+typedef struct {
+    search_row row[3];           /* base, pruned, merged */
+    search_verdict verdict;      /* pruned against merged: images of the validation split and noise */
+    double  speedup, predicted_speedup, budget_ms;
+    int     entries, batch;
+} search_outcome;
+/* base.safetensors chain.txt time.csv importance/ normalized_importance.csv front.csv solution.json
+ * pruned.safetensors tuned.safetensors merged.safetensors verify.json report.json report.svg in run_dir.
+ * A file that is there is not made again: run again to continue. The solution is tightened until the
+ * merged network *measures* the speed-up asked for (before any fine-tuning is spent on it). */
+bool search_compress(const search_job *job, search_outcome *out, err *e);
 
 #endif

@@ -1,0 +1,242 @@
+/* The latency table: what each entry costs on this machine, by the one ruler nn_plan_time.
+ *
+ * An entry is timed as the little network it will become: merged conv with bias, the explicit skip that
+ * ends at its last node if a boundary lies inside the block (with its projection), and the activation
+ * there, on the true feature size. Equal little networks are one measurement: the key is their text. */
+#include "search/search.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Plans are alive together so that their samples interleave; this much memory at a time. */
+enum { GROUP_PLANS = 64 };
+static const size_t group_bytes = (size_t)2 << 30;
+
+typedef struct { nn_graph *g; char *text; nn_timing timing; } candidate;
+
+/* ---- the little network of an entry ------------------------------------------------------------------ */
+
+static int add_input_like(nn_graph *g, const char *name, const nn_node *n, err *e)
+{
+    return nn_add_input(g, name, (int)n->dim[1], (int)n->dim[2], (int)n->dim[3], e);
+}
+
+/* Padding that gives `out` positions from `in` with kernel k and stride s, split as evenly as can be. */
+static void pads(int in, int out, int k, int s, int *before, int *after)
+{
+    int total = (out - 1) * s + k - in;
+    if (total < 0) total = 0;
+    *before = total / 2;
+    *after = total - total / 2;
+}
+
+static int add_merged_conv(nn_graph *g, const search_chain *c, const search_entry *row, int x, err *e)
+{
+    const nn_node *from = &c->g->node[c->node[row->st]], *to = &c->g->node[c->pos[row->end].conv];
+    nn_attr a = { .k = { row->ker, row->ker }, .stride = { row->str, row->str }, .out = c->pos[row->end].cout,
+                  .groups = row->is_dw ? c->pos[row->end].cout : 1, .bias = true };
+    pads((int)from->dim[1], (int)to->dim[1], row->ker, row->str, &a.pad[0], &a.pad[1]);
+    pads((int)from->dim[2], (int)to->dim[2], row->ker, row->str, &a.pad[2], &a.pad[3]);
+    return nn_node_add(g, NN_OP_conv2d, "conv", &x, 1, &a, e);
+}
+
+static int add_explicit_skip(nn_graph *g, const search_chain *c, const search_skip *skip, int x, err *e)
+{
+    char name[32];
+    snprintf(name, sizeof name, "skip%d", skip->s);
+    int y = add_input_like(g, name, &c->g->node[c->node[skip->s]], e);
+    const int side = skip->conv >= 0 ? skip->conv : skip->slice;
+    if (side >= 0 && y >= 0) {
+        nn_attr a = c->g->node[side].attr;
+        if (skip->conv >= 0) a.bias = true;              /* its norm is folded */
+        snprintf(name, sizeof name, "side%d", skip->s);
+        y = nn_node_add(g, c->g->node[side].op, name, &y, 1, &a, e);
+    }
+    snprintf(name, sizeof name, "add%d", skip->s);
+    return nn_add_add(g, name, x, y, e);
+}
+
+static nn_graph *entry_graph(const search_chain *c, const search_entry *row, err *e)
+{
+    nn_graph *g = nn_graph_new("entry", e);
+    if (!g) return NULL;
+    int x = add_input_like(g, "x", &c->g->node[c->node[row->st]], e);
+    x = add_merged_conv(g, c, row, x, e);
+    for (int k = 0; k < c->n_skip; k++)
+        if (c->skip[k].t == row->end && c->skip[k].s < row->st) x = add_explicit_skip(g, c, &c->skip[k], x, e);
+    if (c->native[row->end] || row->end - row->st >= 2) x = nn_add_op(g, c->act, "act", x, e);
+    g->output = x;
+    if (x >= 0) return g;
+    nn_graph_free(g);
+    return NULL;
+}
+
+/* ---- what lies before and after the chain ----------------------------------------------------------------- */
+
+/* NULL without an error when there is nothing. */
+static nn_graph *stem_graph(const search_chain *c, err *e)
+{
+    if (c->g->node[c->node[0]].op == NN_OP_input) return NULL;
+    nn_graph *whole = nn_graph_copy(c->g, e);
+    if (!whole) return NULL;
+    whole->output = c->node[0];
+    nn_graph *g = nn_graph_prune(whole, e);
+    nn_graph_free(whole);
+    return g;
+}
+
+static nn_graph *head_graph(const search_chain *c, err *e)
+{
+    const nn_graph *from = c->g;
+    int *map = mem_new((size_t)from->n_node, sizeof *map, e);   /* id in g plus one; 0: does not hang on the chain's end */
+    nn_graph *g = map ? nn_graph_new("head", e) : NULL;
+    int last = c->node[c->L];
+    bool ok = g && (map[last] = 1 + add_input_like(g, "x", &from->node[last], e)) > 0;
+    for (int i = last + 1; ok && i < from->n_node; i++) {
+        const nn_node *n = &from->node[i];
+        int in[4];
+        bool ready = n->n_in > 0;
+        for (int k = 0; k < n->n_in; k++) ready = ready && (in[k] = map[n->in[k]] - 1) >= 0;
+        if (ready) ok = (map[i] = 1 + nn_node_add(g, n->op, n->name, in, n->n_in, &n->attr, e)) > 0;
+    }
+    if (ok) g->output = map[from->output] - 1;
+    mem_free(map);
+    if (ok && g->output > 0) { nn_state_init(g, 1); return g; }
+    nn_graph_free(g);
+    return NULL;
+}
+
+/* ---- measuring in groups -------------------------------------------------------------------------------- */
+
+typedef struct { const search_latency_options *o; int done, total; } progress;
+
+static void tick(void *ctx, int done, int total)
+{
+    progress *p = ctx;
+    (void)total;
+    if (p->o->tick) p->o->tick(p->o->ctx, p->done + done, p->total);
+}
+
+static void fill_inputs(nn_plan *plan, const nn_graph *g, int batch)
+{
+    int which = 0;
+    for (int i = 0; i < g->n_node; i++) {
+        if (g->node[i].op != NN_OP_input) continue;
+        const int64_t *d = g->node[i].dim;
+        float *x = nn_plan_input(plan, which++);
+        for (int64_t k = 0; k < batch * d[1] * d[2] * d[3]; k++) x[k] = (float)(k % 17 - 8) / 8;
+    }
+}
+
+/* Time candidates [from, …) while their plans fit; returns the end of the group, -1 on error. */
+static int time_group(candidate *cand, int from, int n, const search_latency_options *o, progress *p, err *e)
+{
+    nn_plan *plan[GROUP_PLANS] = { 0 };
+    nn_timing timing[GROUP_PLANS];
+    int count = 0;
+    size_t bytes = 0;
+    bool ok = true;
+    while (ok && from + count < n && count < GROUP_PLANS && (count == 0 || bytes < group_bytes)) {
+        nn_graph *g = cand[from + count].g;
+        plan[count] = nn_plan_new(g, NN_INFER, o->batch, e);
+        ok = plan[count] != NULL;
+        if (!ok) break;
+        fill_inputs(plan[count], g, o->batch);
+        bytes += nn_plan_describe(plan[count]).arena_bytes;
+        count++;
+    }
+    nn_time_options time = o->time;
+    time.tick = tick;
+    time.ctx = p;
+    ok = ok && nn_plan_time(plan, count, &time, timing, e);
+    for (int k = 0; k < count; k++) {
+        if (ok) cand[from + k].timing = timing[k];
+        nn_plan_free(plan[k]);
+    }
+    p->done += count;
+    return ok ? from + count : -1;
+}
+
+/* The candidate that is the same little network, or a new one. Takes g. */
+static int intern(candidate *cand, int *n, nn_graph *g, err *e)
+{
+    buf text = { 0 };
+    nn_graph_print(g, &text);
+    int at = 0;
+    while (!text.failed && at < *n && strcmp(cand[at].text, text.data)) at++;
+    if (!text.failed && at < *n) nn_graph_free(g);
+    else if (!text.failed && (cand[*n].text = mem_text(text.data, e))) cand[(*n)++].g = g;
+    else {
+        nn_graph_free(g);
+        at = -1;
+        if (text.failed) err_set(e, ERR_NOMEM, "no memory for the latency table");
+    }
+    buf_free(&text);
+    return at;
+}
+
+static void set_time(search_entry *row, const nn_timing *t, double scale)
+{
+    row->time_ms = t ? t->median_ms * scale : 0;
+    row->stdev_ms = t ? t->stdev_ms * scale : 0;
+    row->time_ns = (int64_t)ceil(row->time_ms * 1e6);
+}
+
+/* Candidates 0, 1, 2 are the whole network, what is before the chain and what is behind it. */
+enum { WHOLE, STEM, HEAD, PARTS };
+
+static bool add_parts(const search_chain *c, candidate *cand, int *n, int part[PARTS], err *e)
+{
+    nn_graph *(*const make[PARTS])(const search_chain *, err *) = { [STEM] = stem_graph, [HEAD] = head_graph };
+    err none = { 0 };
+    part[STEM] = part[HEAD] = -1;
+    nn_graph *whole = nn_graph_copy(c->g, e);
+    if (!whole || (part[WHOLE] = intern(cand, n, whole, e)) < 0) return false;
+    for (int k = STEM; k < PARTS; k++) {
+        nn_graph *g = make[k](c, &none);
+        if (none.code) { *e = none; return false; }
+        if (g && (part[k] = intern(cand, n, g, e)) < 0) return false;
+    }
+    return true;
+}
+
+/* Entries alone, then the factor that makes the layers add up to the whole. */
+static bool set_times(search_table *t, const int *of, const candidate *cand, const int part[PARTS], search_fixed *fixed, err *e)
+{
+    int64_t layers;
+    for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &cand[of[r]].timing : NULL, 1);
+    if (!search_base_time(t, &layers, e)) return false;
+    double ends = 0;
+    for (int k = STEM; k < PARTS; k++) ends += part[k] >= 0 ? cand[part[k]].timing.median_ms : 0;
+    fixed->base_ms = cand[part[WHOLE]].timing.median_ms;
+    fixed->scale = fixed->base_ms / (ends + (double)layers / 1e6);
+    fixed->fixed_ms = ends * fixed->scale;
+    for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &cand[of[r]].timing : NULL, fixed->scale);
+    return true;
+}
+
+bool search_measure(const search_chain *c, search_table *t, const search_latency_options *o,
+                    search_fixed *fixed, err *e)
+{
+    int n = 0, part[PARTS], *of = mem_new((size_t)t->n, sizeof *of, e);
+    candidate *cand = mem_new((size_t)t->n + PARTS, sizeof *cand, e);
+    bool ok = of && cand && add_parts(c, cand, &n, part, e);
+    for (int r = 0; ok && r < t->n; r++) {
+        of[r] = -1;
+        if (t->row[r].ker == 0) continue;                /* the identity costs nothing */
+        nn_graph *g = entry_graph(c, &t->row[r], e);
+        if (g) nn_state_init(g, 1);
+        ok = g && (of[r] = intern(cand, &n, g, e)) >= 0;
+    }
+    progress p = { o, 0, n };
+    for (int at = 0; ok && at < n; ) ok = (at = time_group(cand, at, n, o, &p, e)) > 0;
+    ok = ok && set_times(t, of, cand, part, fixed, e);
+    for (int k = 0; cand && k < n; k++) {
+        nn_graph_free(cand[k].g);
+        mem_free(cand[k].text);
+    }
+    mem_free(cand);
+    mem_free(of);
+    return ok;
+}

@@ -1,0 +1,71 @@
+#!/bin/bash
+# The whole path from the outside, on built-in images: killed and continued, checked and redone by its
+# own verbs, and refused when the command changes.
+lm=${LAYERMERGE:-./layermerge}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0
+check() {                      # check "sentence" command...
+    local what=$1; shift
+    if "$@" > "$dir/out" 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $what"; tail -n 3 "$dir/out"; fi
+}
+exits() { local want=$1; shift; "$@" > "$dir/exit.out" 2> "$dir/exit.err"; local got=$?; [ $got = "$want" ] || { echo "exit $got, wanted $want"; cat "$dir/exit.err"; false; }; }
+says() { grep -q -- "$1" "$dir/exit.err"; }
+number() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" "$2" | head -n 1; }
+below() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && a <= b) }'; }
+
+run="$dir/run"
+compress() {
+    $exec "$lm" compress --model resnet20 --data builtin:shapes,train=400,val=200,size=16 --speedup 1.02 --run "$run" --batch 8 --rounds 3 \
+        --train-epochs 1 --train-batch 32 --importance-epochs 0.5 --train-images 64 --score-images 64 --epochs 1 --threads 2 "$@"
+}
+
+# Killed a few times at moments that spread over the stages, then left to finish.
+for seconds in 0.3 0.7 1.5 3; do exec=exec; compress --json > /dev/null 2>&1 & pid=$!; exec=; sleep $seconds; kill -9 $pid 2> /dev/null; wait $pid 2> /dev/null; done
+check "compress continues after it was killed" exits 0 compress --json
+cp "$dir/exit.out" "$dir/first.json"
+check "merged equals pruned" below "$(number max_rel "$run/verify.json")" 1e-4
+check "no top-1 answer changed" grep -q '"top1_agreement": *1[,}]' "$run/verify.json"
+check "the report names three networks" [ "$(grep -c '"name"' "$run/report.json")" = 3 ]
+for f in base pruned tuned merged; do check "$f.safetensors can be inspected" exits 0 "$lm" inspect "$run/$f.safetensors" --json; done
+for f in config.json env.json chain.txt time.csv normalized_importance.csv solution.json report.svg report.html; do check "$f is there" test -s "$run/$f"; done
+
+before=$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)
+check "a finished run answers again" exits 0 compress --json
+check "and changes none of its networks or tables" [ "$before" = "$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)" ]
+check "another command in the same folder is refused" exits 78 compress --epochs 2
+check "an impossible budget is a negative answer" exits 1 "$lm" compress --model "$run/base.safetensors" \
+    --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --train-images 64 --score-images 64 --batch 8 --rounds 3
+check "that names the least feasible latency" says "least feasible"
+
+# The verbs do the same from the files.
+"$lm" eval --model "$run/merged.safetensors" --data builtin:shapes,train=400,val=200,size=16 --json > "$dir/eval.json" 2> /dev/null
+merged=$(sed -n '/"merged"/,$ s/.*"top1": *\([0-9.]*\).*/\1/p' "$run/report.json" | head -n 1)
+check "eval of the merged file agrees with the report" [ "$(number top1 "$dir/eval.json")" = "$merged" ]
+check "solve answers several budgets" exits 0 "$lm" solve --time "$run/time.csv" --importance "$run/normalized_importance.csv" \
+    --speedup 1,1.1 --out "$dir/solutions/" --front "$dir/front.csv" --json
+check "with a front of its own" grep -q '^time_ms,importance,segments$' "$dir/front.csv"
+check "merge repeats the merge" exits 0 "$lm" merge --model "$run/base.safetensors" --solution "$run/solution.json" \
+    --from-pruned "$run/tuned.safetensors" --out "$dir/merged.safetensors"
+check "bit for bit" cmp "$dir/merged.safetensors" "$run/merged.safetensors"
+check "merge without fine-tuning writes both networks" exits 0 "$lm" merge --model "$run/base.safetensors" --solution "$run/solution.json" \
+    --pruned "$dir/p.safetensors" --out "$dir/m.safetensors"
+check "the pruned one is the run's" cmp "$dir/p.safetensors" "$run/pruned.safetensors"
+
+# Importance in two shares, then collected; a torn part is made again.
+share() { "$lm" importance --model "$run/base.safetensors" --data builtin:shapes,train=400,val=200,size=16 --out "$dir/imp" --method bn \
+    --train-images 64 --score-images 64 --batch 32 "$@"; }
+check "one share of the importance parts" exits 0 share --shard 0/2
+check "the other share" exits 0 share --shard 1/2
+check "makes the whole table" test -s "$dir/imp/normalized_importance.csv"
+cp "$dir/imp/normalized_importance.csv" "$dir/whole.csv"
+head -c 40 "$dir/imp/importance3.csv" > "$dir/torn" && mv "$dir/torn" "$dir/imp/importance3.csv"
+check "a torn part is made again" exits 0 share
+check "with the same numbers" cmp "$dir/whole.csv" "$dir/imp/normalized_importance.csv"
+check "parts of other settings are refused" exits 78 share --seed 7
+check "and named" says "importance0.csv"
+check "missing flags are named" exits 64 "$lm" compress --model resnet20 --data builtin:shapes
+check "missing models too" exits 66 "$lm" compress --model nothing.safetensors --data builtin:shapes --speedup 2 --run "$dir/none"
+
+echo "$0: $passed passed, $failed failed, 0 skipped"
+[ $failed = 0 ]
