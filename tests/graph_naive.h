@@ -71,7 +71,7 @@ static void naive_pool(const nn_node *n, const naive_map *in, naive_map *out)
     for (int64_t y = 0; y < out->h; y++)
         for (int64_t x = 0; x < out->w; x++)
             for (int64_t c = 0; c < out->c; c++) {
-                double best = max ? -INFINITY : 0;
+                double best = max ? -(double)INFINITY : 0;
                 int count = 0;
                 for (int64_t u = 0; u < t->k[0]; u++)
                     for (int64_t v = 0; v < t->k[1]; v++) {

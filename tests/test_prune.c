@@ -144,7 +144,7 @@ static nn_graph *two_blocks(bool relu, err *e)
     nn_graph *g = nn_graph_new("two blocks", e);
     int x = nn_add_input(g, "input", 7, 9, 4, e);
     for (int b = 1; b <= 2; b++) {
-        char name[16];
+        char name[32];
         int from = x;
         for (int i = 1; i <= 2; i++) {
             snprintf(name, sizeof name, "conv%d.%d", b, i);
