@@ -39,35 +39,13 @@ static void make_op_sample(sample *s, nn_opcode op, uint64_t seed)
     finish(s, g, nn_add_linear(g, "fc", nn_node_add(g, op, "op", in, n_in, &attr, &e), 5, true, &e), &id, &e);
 }
 
-/* Everything at once: shortcuts with and without weights, fused sums and activations, a value read
- * three times, a sum of a value with itself. */
 static void make_net_sample(sample *s, uint64_t seed)
 {
     err e = { 0 };
-    rng r = rng_at(seed, RNG_TEST, 50, 9), id = r;
-    nn_graph *g = nn_graph_new("net", &e);
-    s->batch = between(&r, 2, 3);
-    const int act = seed % 2 ? NN_OP_relu6 : NN_OP_relu;
-    int x = nn_add_input(g, "x", between(&r, 6, 8), between(&r, 6, 8), 3, &e);
-    x = nn_add_conv(g, "stem", x, 4, 3, 1, 1, 1, false, true, &e);
-    x = nn_add_op(g, (nn_opcode)act, "act0", nn_add_norm(g, "bn0", x, &e), &e);
-    int y = nn_add_norm(g, "bn1", nn_add_conv(g, "conv1", x, 8, 3, 2, 1, 1, false, false, &e), &e);
-    y = nn_add_op(g, (nn_opcode)act, "act1", y, &e);
-    y = nn_add_norm(g, "bn2", nn_add_conv(g, "conv2", y, 8, 3, 1, 1, 8, false, false, &e), &e);
-    const int slice = nn_node_add(g, NN_OP_slice, "slice", &x, 1, &(nn_attr){ .stride = { 2, 2 }, .chan = { 1, 3 } }, &e);
-    const int proj = nn_add_norm(g, "bnp", nn_add_conv(g, "proj", x, 8, 1, 2, 0, 1, false, true, &e), &e);
-    y = nn_add_add(g, "sum1", y, seed % 3 ? proj : slice, &e);
-    if (seed % 3 == 1)
-        y = nn_add_add(g, "sum2", slice, y, &e);
-    const int block = y = nn_add_op(g, (nn_opcode)act, "act2", y, &e);
-    y = nn_add_norm(g, "bn3", nn_add_conv(g, "conv3", y, 8, 3, 1, 1, 1, false, false, &e), &e);
-    y = nn_add_add(g, "sum3", y, block, &e);                   /* no activation behind */
-    y = nn_add_add(g, "sum4", y, nn_add_norm(g, "bn4", block, &e), &e);
-    y = nn_add_add(g, "sum5", y, y, &e);
-    y = nn_add_op(g, NN_OP_relu, "act5", y, &e);
-    y = nn_add_add(g, "sum6", nn_add_norm(g, "bn6", y, &e), y, &e);   /* norm and skip share a value */
-    y = nn_node_add(g, NN_OP_dropout, "drop", &y, 1, &(nn_attr){ .p = 0.2f }, &e);
-    finish(s, g, nn_add_linear(g, "fc", y, 5, true, &e), &id, &e);
+    const rng id = rng_at(seed, RNG_TEST, 50, 9);
+    s->batch = 2 + (int)(seed % 2);
+    nn_graph *g = random_net(seed, &e);
+    finish(s, g, g->output, &id, &e);
 }
 
 static void free_sample(sample *s)
