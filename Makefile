@@ -36,7 +36,7 @@ $(B)/layermerge: $(call obj,main.c $(CMD)) $(LIB)
 $(LIB): $(call obj,$(SRC))
 	$(Q)rm -f $@ && $(AR) qcs $@ $^
 $(TESTS) $(BENCH): $(B)/%: $(B)/%.o $(LIB)
-	$(Q)$(CC) $(CFLAGS) -pthread $(LDFLAGS) $^ -o $@ $(LIBS)
+	$(Q)$(CC) $(CFLAGS) -pthread $(LDFLAGS) $(filter %.o,$^) $(LIB) -o $@ $(LIBS)
 $(B)/%.o: %.c $(B)/flags
 	$(Q)mkdir -p $(@D) && $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(ISA) $(ABOUT) -MMD -MP -c $< -o $@
 
@@ -45,6 +45,15 @@ ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
 $(B)/core/kern/%_avx2.o:   ISA = -mavx2 -mfma
 $(B)/core/kern/%_avx512.o: ISA = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
 endif
+
+# The runtime of nn once more, in double, for gradients to be checked with; only double_* is visible.
+DOUBLE := $(patsubst %.c,$(B)/double/%.o,$(wildcard nn/graph.c nn/text.c nn/plan.c nn/run.c \
+                                                    nn/ops/*.c tests/double/*.c))
+$(B)/double/%.o: %.c $(B)/flags
+	$(Q)mkdir -p $(@D) && $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -include tests/double/double.h -MMD -MP -c $< -o $@
+$(B)/double.o: $(DOUBLE)
+	$(Q)$(CC) -r -nostdlib $^ -o $@ && objcopy --wildcard --keep-global-symbol='double_*' $@
+$(B)/tests/test_grad: $(B)/double.o
 
 # What the objects were made with, rewritten when it changes: everything follows the compiler and
 # its flags, core_describe also the commit.
