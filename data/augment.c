@@ -8,7 +8,7 @@
 
 #include "data/parts.h"
 
-/* ---- preprocessing as text -------------------------------------------------------------------------- */
+/* ---- preprocessing as text ------------------------------------------------------------------- */
 
 /* The fewest digits that read back as the same float. */
 static void float_print(char out[32], float v) {
@@ -49,9 +49,11 @@ static bool whole(double v, double lo, double hi) { return v >= lo && v <= hi &&
 
 static bool prep_check(const data_prep *p, int n_mean, int n_std, err *e) {
     if (n_mean != p->c || n_std != p->c)
-        return err_set(e, ERR_DATA, "preprocessing has %d channels, %d means and %d stds", p->c, n_mean, n_std);
+        return err_set(e, ERR_DATA, "preprocessing has %d channels, %d means and %d stds", p->c,
+                       n_mean, n_std);
     if (p->resize && p->resize < (p->h > p->w ? p->h : p->w))
-        return err_set(e, ERR_DATA, "preprocessing resizes to %d, less than the crop of %d×%d", p->resize, p->h, p->w);
+        return err_set(e, ERR_DATA, "preprocessing resizes to %d, less than the crop of %d×%d",
+                       p->resize, p->h, p->w);
     return true;
 }
 
@@ -63,27 +65,31 @@ bool data_prep_parse(data_prep *p, const char *text, err *e) {
     for (const char *at = text; *(at += strspn(at, " "));) {
         size_t len = strcspn(at, " "), k = 0;
         while (k < 4 && strncmp(at, key[k], strlen(key[k]))) k++;
-        if (k == 4 || n[k] || !numbers(at + strlen(key[k]), len - strlen(key[k]), v[k], most[k], &n[k]))
-            return err_set(e, ERR_DATA, "preprocessing \"%s\": \"%.*s\" is not understood", text, (int)len, at);
+        if (k == 4 || n[k] ||
+            !numbers(at + strlen(key[k]), len - strlen(key[k]), v[k], most[k], &n[k]))
+            return err_set(e, ERR_DATA, "preprocessing \"%s\": \"%.*s\" is not understood", text,
+                           (int)len, at);
         at += len;
     }
     if (n[0] != 3 || n[1] != 1)
-        return err_set(e, ERR_DATA, "preprocessing \"%s\": size=h,w,c and resize=n are wanted", text);
-    if (!whole(v[0][0], 1, IMAGE_MAX_SIDE) || !whole(v[0][1], 1, IMAGE_MAX_SIDE) || (v[0][2] != 1 && v[0][2] != 3) ||
-        !whole(v[1][0], 0, IMAGE_MAX_SIDE))
+        return err_set(e, ERR_DATA, "preprocessing \"%s\": size=h,w,c and resize=n are wanted",
+                       text);
+    if (!whole(v[0][0], 1, IMAGE_MAX_SIDE) || !whole(v[0][1], 1, IMAGE_MAX_SIDE) ||
+        (v[0][2] != 1 && v[0][2] != 3) || !whole(v[1][0], 0, IMAGE_MAX_SIDE))
         return err_set(e, ERR_DATA, "preprocessing \"%s\": impossible size", text);
     data_prep r = { (int)v[0][0], (int)v[0][1], (int)v[0][2], (int)v[1][0], { 0 }, { 0 } };
     for (int c = 0; c < r.c; c++) {
         r.mean[c] = (float)v[2][c], r.std[c] = (float)v[3][c];
         if (!isfinite(r.mean[c]) || !isfinite(r.std[c]) || (c < n[3] && !(r.std[c] > 0)))
-            return err_set(e, ERR_DATA, "preprocessing \"%s\": mean must be finite and std positive", text);
+            return err_set(e, ERR_DATA,
+                           "preprocessing \"%s\": mean must be finite and std positive", text);
     }
     if (!prep_check(&r, n[2], n[3], e)) return false;
     *p = r;
     return true;
 }
 
-/* ---- geometry ---------------------------------------------------------------------------------------- */
+/* ---- geometry -------------------------------------------------------------------------------- */
 
 void prep_table_init(prep_table *t, const data_prep *p) {
     *t = (prep_table){ .prep = *p };
@@ -122,7 +128,7 @@ typedef struct { int y, x; bool mirror; } window;
 
 static void normalise(const prep_table *t, const data_image *im, window at, float *out) {
     int H = t->prep.h, W = t->prep.w, C = t->prep.c, c_in = im->c;
-    int first = at.x < 0 ? -at.x : 0, last = im->w - at.x < W ? im->w - at.x : W;    /* inside the image */
+    int first = at.x < 0 ? -at.x : 0, last = im->w - at.x < W ? im->w - at.x : W;   /* inside */
     int step = at.mirror ? -C : C;
     for (int y = 0; y < H; y++, out += W * C) {
         int sy = at.y + y;
@@ -131,7 +137,8 @@ static void normalise(const prep_table *t, const data_image *im, window at, floa
         float *o = at.mirror ? out + (W - 1) * C : out;
         for (int x = 0; x < from; x++, o += step)
             for (int c = 0; c < C; c++) o[c] = t->value[c][0];
-        const uint8_t *p = im->x + ((size_t)(row ? sy : 0) * (size_t)im->w + (size_t)(at.x + first)) * (size_t)c_in;
+        size_t start = (size_t)(row ? sy : 0) * (size_t)im->w + (size_t)(at.x + first);
+        const uint8_t *p = im->x + start * (size_t)c_in;
         if (C == 3 && c_in == 3)
             for (int x = from; x < to; x++, p += 3, o += step)
                 o[0] = t->value[0][p[0]], o[1] = t->value[1][p[1]], o[2] = t->value[2][p[2]];
@@ -143,23 +150,26 @@ static void normalise(const prep_table *t, const data_image *im, window at, floa
     }
 }
 
-/* Random erasing as timm's "pixel" mode: a box of 2 to 33 % of the area filled with normal noise. */
+/* Random erasing as timm's "pixel" mode: a box of 2 to 33 % of the area becomes normal noise. */
 static void erase(const data_prep *p, rng *r, float *x) {
     for (int i = 0; i < 10; i++) {
         double area = (0.02 + (1.0 / 3 - 0.02) * rng_uniform(r)) * p->h * p->w;
         double ratio = exp(log(0.3) - 2 * log(0.3) * rng_uniform(r));
         int h = (int)nearbyint(sqrt(area * ratio)), w = (int)nearbyint(sqrt(area / ratio));
         if (h >= p->h || w >= p->w) continue;
-        int top = (int)rng_below(r, (uint32_t)(p->h - h) + 1), left = (int)rng_below(r, (uint32_t)(p->w - w) + 1);
+        int top = (int)rng_below(r, (uint32_t)(p->h - h) + 1),
+            left = (int)rng_below(r, (uint32_t)(p->w - w) + 1);
         for (int y = top; y < top + h; y++)
-            for (int k = left * p->c; k < (left + w) * p->c; k++) x[y * p->w * p->c + k] = (float)rng_normal(r);
+            for (int k = left * p->c; k < (left + w) * p->c; k++)
+                x[y * p->w * p->c + k] = (float)rng_normal(r);
         return;
     }
 }
 
 /* The image as wanted before the final window: colour to grey, random box, resize. *own is set when
  * the result is new memory. */
-static bool shape_image(const prep_table *t, const data_augment *a, rng *r, data_image *im, bool *own, err *e) {
+static bool shape_image(const prep_table *t, const data_augment *a, rng *r, data_image *im,
+                        bool *own, err *e) {
     const data_prep *p = &t->prep;
     data_image next;
     *own = false;
@@ -186,7 +196,8 @@ static bool shape_image(const prep_table *t, const data_augment *a, rng *r, data
     return ok;
 }
 
-bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_view *v, float *out, err *e) {
+bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_view *v, float *out,
+                err *e) {
     static const data_augment none;
     const data_prep *p = &t->prep;
     data_image im = { v->h, v->w, v->c, (uint8_t *)(uintptr_t)v->x };
@@ -206,7 +217,7 @@ bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_vi
     return true;
 }
 
-/* ---- mixup -------------------------------------------------------------------------------------------- */
+/* ---- mixup ----------------------------------------------------------------------------------- */
 
 /* Gamma(a): Marsaglia and Tsang 2000; a < 1 by way of a+1. */
 static double gamma_sample(rng *r, double a) {
@@ -240,7 +251,7 @@ void mixup_batch(float *x, int n, int64_t floats, float lam) {
     }
 }
 
-/* ---- one file for prediction ------------------------------------------------------------------------------ */
+/* ---- one file for prediction ----------------------------------------------------------------- */
 
 bool data_load_file(const char *path, const data_prep *prep, float *x, err *e) {
     file_map m;

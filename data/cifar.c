@@ -9,7 +9,9 @@
 
 enum { SIDE = 32, PLANE = SIDE * SIDE, RECORD = 1 + 3 * PLANE, CLASSES = 10, MAX_FILES = 1000 };
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 /* Names in `dir` that start with `prefix` and end with ".bin", sorted; -1: out of memory. */
 static int list_batches(const char *dir, const char *prefix, char *name[MAX_FILES], err *e) {
@@ -17,7 +19,9 @@ static int list_batches(const char *dir, const char *prefix, char *name[MAX_FILE
     int n = 0;
     for (struct dirent *f; d && n >= 0 && n < MAX_FILES && (f = readdir(d));) {
         size_t len = strlen(f->d_name);
-        if (strncmp(f->d_name, prefix, strlen(prefix)) || len < 4 || strcmp(f->d_name + len - 4, ".bin")) continue;
+        if (strncmp(f->d_name, prefix, strlen(prefix)) || len < 4 ||
+            strcmp(f->d_name + len - 4, ".bin"))
+            continue;
         if (!(name[n] = mem_text(f->d_name, e))) {
             while (n) mem_free(name[--n]);
             n = -2;
@@ -29,12 +33,14 @@ static int list_batches(const char *dir, const char *prefix, char *name[MAX_FILE
     return n;
 }
 
-static bool add_records(data_set *s, int64_t first, const char *path, const char *name, const buf *b, err *e) {
+static bool add_records(data_set *s, int64_t first, const char *path, const char *name,
+                        const buf *b, err *e) {
     const uint8_t *p = (const uint8_t *)b->data;
     for (size_t r = 0; r < b->len / RECORD; r++, p += RECORD) {
         int64_t i = first + (int64_t)r;
         if (p[0] >= CLASSES)
-            return err_set(e, ERR_DATA, "%s: record %zu has label %d, wanted 0 to 9", path, r, p[0]);
+            return err_set(e, ERR_DATA, "%s: record %zu has label %d, wanted 0 to 9", path, r,
+                           p[0]);
         s->label[i] = p[0];
         set_add_name(s, i, "%s:%zu", name, r);
         uint8_t *x = s->pixel + (size_t)i * 3 * PLANE;
@@ -71,7 +77,8 @@ static bool read_batches(data_set *s, const char *dir, char *const *name, int n,
     for (int i = 0; i < n; i++) {
         if (!set_join(path, dir, name[i], e) || !file_read(path, &file[i], e)) goto done;
         if (file[i].len == 0 || file[i].len % RECORD) {
-            err_set(e, ERR_DATA, "%s: %zu bytes are not a multiple of %d", path, file[i].len, RECORD);
+            err_set(e, ERR_DATA, "%s: %zu bytes are not a multiple of %d", path, file[i].len,
+                    RECORD);
             goto done;
         }
         total += (int64_t)(file[i].len / RECORD);
@@ -80,7 +87,8 @@ static bool read_batches(data_set *s, const char *dir, char *const *name, int n,
     s->h = s->w = SIDE, s->c = 3;
     if (!(s->pixel = mem_new((size_t)total, 3 * PLANE, e))) goto done;
     for (int i = 0; i < n; i++) {
-        if (!set_join(path, dir, name[i], e) || !add_records(s, first, path, name[i], &file[i], e)) goto done;
+        if (!set_join(path, dir, name[i], e) || !add_records(s, first, path, name[i], &file[i], e))
+            goto done;
         first += (int64_t)(file[i].len / RECORD);
         buf_free(&file[i]);
     }
@@ -103,7 +111,8 @@ source_answer cifar_open(data_set *s, const char *spec, const char *split, err *
     source_answer answer = SOURCE_NOT_MINE;
     if (n > 0) {
         answer = read_batches(s, spec, name, n, e) ? SOURCE_OPENED : SOURCE_FAILED;
-        s->prep = (data_prep){ SIDE, SIDE, 3, 0, { 0.485f, 0.456f, 0.406f }, { 0.229f, 0.224f, 0.225f } };
+        s->prep =
+            (data_prep){ SIDE, SIDE, 3, 0, { 0.485f, 0.456f, 0.406f }, { 0.229f, 0.224f, 0.225f } };
     } else if (n_train > 0) {
         err_set(e, ERR_NOINPUT, "%s/test_batch.bin: no such file", spec);
         answer = SOURCE_FAILED;

@@ -18,9 +18,12 @@ typedef struct {
 static const cli_option options[] = {
     { "data", CLI_TEXT, offsetof(data_cli, data), "!", NULL, "folder or builtin:shapes[,…]" },
     { "split", CLI_CHOICE, offsetof(data_cli, split), "both", "both|train|val", "which part" },
-    { "limit", CLI_INT, offsetof(data_cli, limit), "0", "0:", "class-balanced subset of this many images; 0: all" },
-    { "out", CLI_TEXT, offsetof(data_cli, out), NULL, NULL, "make: folder for train/<class>/… and val/<class>/…" },
-    { "sheet", CLI_TEXT, offsetof(data_cli, sheet), NULL, NULL, "make: PNG of the first images, one class per column" },
+    { "limit", CLI_INT, offsetof(data_cli, limit), "0", "0:",
+      "class-balanced subset of this many images; 0: all" },
+    { "out", CLI_TEXT, offsetof(data_cli, out), NULL, NULL,
+      "make: folder for train/<class>/… and val/<class>/…" },
+    { "sheet", CLI_TEXT, offsetof(data_cli, sheet), NULL, NULL,
+      "make: PNG of the first images, one class per column" },
 };
 
 typedef struct { const char *name; data_set *set; } split;
@@ -36,12 +39,13 @@ static bool open_splits(const data_cli *o, uint64_t seed, split out[2], int *n, 
         err mine = { 0 };
         data_set *s = data_open(o->data, name[i], &how, &mine);
         if (s) out[(*n)++] = (split){ name[i], s };
-        else if (!both || mine.code != ERR_NOINPUT || (i == 1 && *n == 0)) return err_set(e, mine.code, "%s", mine.msg);
+        else if (!both || mine.code != ERR_NOINPUT || (i == 1 && *n == 0))
+            return err_set(e, mine.code, "%s", mine.msg);
     }
     return true;
 }
 
-/* ---- every image once, on all threads ---------------------------------------------------------------- */
+/* ---- every image once, on all threads -------------------------------------------------------- */
 
 /* Sums of pixel values are whole numbers: adding them in any order gives the same. */
 typedef struct {
@@ -101,7 +105,8 @@ static bool look_at_all(const data_set *set, bool quiet, tally *t, err *e) {
     survey s = { .set = set, .part = mem_new((size_t)chunks, sizeof(tally), e) };
     if (!s.part) return false;
     cli_progress bar = cli_progress_start("images", n, quiet);
-    for (int64_t step = 16; s.from < chunks && !stop_requested(); s.from += step) {   /* progress shows */
+    const int64_t step = 16;                   /* chunks between two looks at the progress */
+    for (; s.from < chunks && !stop_requested(); s.from += step) {
         par_for(chunks - s.from < step ? chunks - s.from : step, survey_chunk, &s);
         cli_progress_at(&bar, (s.from + step) * CHUNK < n ? (s.from + step) * CHUNK : n, NULL);
     }
@@ -111,7 +116,7 @@ static bool look_at_all(const data_set *set, bool quiet, tally *t, err *e) {
     return !stop_requested() || err_set(e, ERR_STOPPED, "stopped before every image was looked at");
 }
 
-/* ---- verify and stats ---------------------------------------------------------------------------------- */
+/* ---- verify and stats ------------------------------------------------------------------------ */
 
 static void put_bad(json_writer *w, const data_set *s, const int64_t *bad, int64_t n) {
     json_begin(w, "bad", '[');
@@ -125,7 +130,8 @@ static void put_channels(json_writer *w, const tally *t) {
         json_begin(w, which ? "std" : "mean", '[');
         for (int c = 0; c < channels && t->pixels; c++) {
             double n = (double)t->pixels, mean = t->sum[c] / n;
-            json_number(w, NULL, (which ? sqrt(fmax(0, t->square[c] / n - mean * mean)) : mean) / 255);
+            json_number(w, NULL,
+                        (which ? sqrt(fmax(0, t->square[c] / n - mean * mean)) : mean) / 255);
         }
         json_end(w, ']');
     }
@@ -142,7 +148,8 @@ static void put_classes(json_writer *w, const data_set *s) {
 }
 
 /* One split as a member of the report; *bad counts the images that cannot be decoded. */
-static bool put_split(json_writer *w, const split *p, bool stats, bool quiet, int64_t *bad, err *e) {
+static bool put_split(json_writer *w, const split *p, bool stats, bool quiet, int64_t *bad,
+                      err *e) {
     tally t = { 0 };
     if (!look_at_all(p->set, quiet, &t, e)) return false;
     int64_t n = data_bad(p->set, NULL, 0), *index = mem_new((size_t)n, sizeof *index, e);
@@ -170,24 +177,27 @@ static bool put_split(json_writer *w, const split *p, bool stats, bool quiet, in
     return true;
 }
 
-static bool report(const data_cli *o, const cli_common *common, const split *p, int n, bool stats, err *e) {
+static bool report(const data_cli *o, const cli_common *common, const split *p, int n, bool stats,
+                   err *e) {
     buf out = { 0 };
     json_writer w = json_writer_on(&out, !common->json);
     int64_t bad = 0;
     bool ok = true;
     json_begin(&w, NULL, '{');
     json_text(&w, "data", o->data);
-    for (int i = 0; ok && i < n; i++) ok = put_split(&w, &p[i], stats, common->quiet || common->json, &bad, e);
+    for (int i = 0; ok && i < n; i++)
+        ok = put_split(&w, &p[i], stats, common->quiet || common->json, &bad, e);
     json_bool(&w, "ok", bad == 0);
     json_end(&w, '}');
     if (ok && out.failed) ok = err_set(e, ERR_NOMEM, "no memory for the report");
     if (ok) printf("%s%s", out.data, common->json ? "\n" : "");
     buf_free(&out);
-    if (ok && bad && !stats) ok = err_set(e, ERR_NEGATIVE, "%s: %lld images cannot be decoded", o->data, (long long)bad);
+    if (ok && bad && !stats)
+        ok = err_set(e, ERR_NEGATIVE, "%s: %lld images cannot be decoded", o->data, (long long)bad);
     return ok;
 }
 
-/* ---- make ---------------------------------------------------------------------------------------------- */
+/* ---- make ------------------------------------------------------------------------------------ */
 
 /* A class name as a folder: no slashes, no leading dot. */
 static void folder_name(char out[256], const char *name) {
@@ -211,7 +221,8 @@ static bool write_folders(const char *out, const split *p, bool quiet, err *e) {
             ok = image_write_png(path, &im, e);
             image_free(&im);
         }
-        if (ok && stop_requested()) ok = err_set(e, ERR_STOPPED, "stopped after %lld images", (long long)i + 1);
+        if (ok && stop_requested())
+            ok = err_set(e, ERR_STOPPED, "stopped after %lld images", (long long)i + 1);
         cli_progress_at(&bar, i + 1, NULL);
     }
     cli_progress_end(&bar);
@@ -223,7 +234,8 @@ enum { SHEET_ROWS = 12, SHEET_COLUMNS = 16, SHEET_GAP = 2 };
 /* One column per class (the first sixteen), one row per image of it. */
 static bool write_sheet(const char *path, const data_set *s, err *e) {
     data_prep p = data_default_prep(s);
-    int columns = data_classes(s) < SHEET_COLUMNS ? data_classes(s) : SHEET_COLUMNS, have[SHEET_COLUMNS] = { 0 };
+    int columns = data_classes(s) < SHEET_COLUMNS ? data_classes(s) : SHEET_COLUMNS,
+        have[SHEET_COLUMNS] = { 0 };
     int h = p.h + SHEET_GAP, w = p.w + SHEET_GAP;
     data_image sheet = { SHEET_ROWS * h, columns * w, 3, NULL };
     if (!(sheet.x = mem_new((size_t)sheet.h * (size_t)sheet.w, 3, e))) return false;
@@ -250,7 +262,8 @@ static bool write_sheet(const char *path, const data_set *s, err *e) {
 }
 
 static bool make(const data_cli *o, const cli_common *common, const split *p, int n, err *e) {
-    if (!o->out && !o->sheet) return err_set(e, ERR_USAGE, "data make wants --out DIR or --sheet FILE.png");
+    if (!o->out && !o->sheet)
+        return err_set(e, ERR_USAGE, "data make wants --out DIR or --sheet FILE.png");
     if (o->sheet && !write_sheet(o->sheet, p[0].set, e)) return false;
     buf out = { 0 };
     json_writer w = json_writer_on(&out, !common->json);
@@ -271,9 +284,10 @@ static bool make(const data_cli *o, const cli_common *common, const split *p, in
 
 static bool run(const cli_common *common, const void *opt, int n_word, char **word, err *e) {
     const data_cli *o = opt;
-    if (n_word != 1 || (strcmp(word[0], "make") && strcmp(word[0], "verify") && strcmp(word[0], "stats")))
-        return err_set(e, ERR_USAGE, "data wants one word: make, verify or stats%s%s", n_word ? ", not " : "",
-                       n_word ? word[n_word > 1] : "");
+    if (n_word != 1 ||
+        (strcmp(word[0], "make") && strcmp(word[0], "verify") && strcmp(word[0], "stats")))
+        return err_set(e, ERR_USAGE, "data wants one word: make, verify or stats%s%s",
+                       n_word ? ", not " : "", n_word ? word[n_word > 1] : "");
     split p[2];
     int n;
     bool ok = open_splits(o, (uint64_t)common->seed, p, &n, e);

@@ -1,5 +1,5 @@
-/* Class folders: DIR/train/<class>/image.jpg, DIR/val/<class>/…. Classes are the sorted folder names
- * of train/ (of val/ when there is no train/); files that are not JPEG or PNG by name are not images. */
+/* Class folders: DIR/train/<class>/image.jpg, DIR/val/<class>/…. Classes are the sorted folder
+ * names of train/ (of val/ when there is no train/); only files named as JPEG or PNG are images. */
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +29,9 @@ static bool names_add(names *l, const char *name, err *e) {
     return true;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 static bool is_image_name(const char *name) {
     static const char *const ends[] = { ".jpg", ".jpeg", ".png" };
@@ -59,7 +61,8 @@ static bool produce(const data_set *s, int64_t k, data_image *out, err *e) {
     const folder *f = s->source;
     char path[4096];
     file_map m;
-    if (!set_join(path, f->dir, s->names.data + s->name_at[k], e) || !file_map_open(&m, path, e)) return false;
+    if (!set_join(path, f->dir, s->names.data + s->name_at[k], e) || !file_map_open(&m, path, e))
+        return false;
     bool ok = image_decode(m.data, m.size, path, 0, out, e);
     file_map_close(&m);
     return ok;
@@ -80,7 +83,8 @@ static bool list_split(const char *dir, const names *classes, names *files, buf 
     for (int64_t i = 0; i < here.n; i++) {
         char **c = bsearch(&here.name[i], classes->name, (size_t)classes->n, sizeof *c, by_name);
         if (!c) {
-            err_set(e, ERR_DATA, "%s/%s: this class is not among those of train", dir, here.name[i]);
+            err_set(e, ERR_DATA, "%s/%s: this class is not among those of train", dir,
+                    here.name[i]);
             goto done;
         }
         int32_t label = (int32_t)(c - classes->name);
@@ -90,7 +94,8 @@ static bool list_split(const char *dir, const names *classes, names *files, buf 
             goto done;
         }
         for (int64_t k = 0; k < found.n; k++) {
-            if (!set_join(path, here.name[i], found.name[k], e) || !names_add(files, path, e)) goto done;
+            if (!set_join(path, here.name[i], found.name[k], e) || !names_add(files, path, e))
+                goto done;
             buf_put(labels, &label, sizeof label);
         }
         names_free(&found);
@@ -118,7 +123,8 @@ static bool fill(data_set *s, const char *dir, const names *classes, err *e) {
     s->source_free = source_free;
     s->produce = produce;
     if (!(f->dir = mem_text(dir, e))) goto done;
-    s->prep = (data_prep){ 224, 224, 3, 256, { 0.485f, 0.456f, 0.406f }, { 0.229f, 0.224f, 0.225f } };
+    s->prep =
+        (data_prep){ 224, 224, 3, 256, { 0.485f, 0.456f, 0.406f }, { 0.229f, 0.224f, 0.225f } };
     ok = true;
 done:
     names_free(&files);

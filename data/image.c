@@ -23,7 +23,7 @@ static void *limited_realloc(void *p, size_t n) { return n <= alloc_limit ? real
 #define STBI_NO_GIF
 #define stbi_set_unpremultiply_on_load_thread stbi__unpremultiply_on_load_thread  /* its misprint */
 #define STBI_MAX_DIMENSIONS IMAGE_MAX_SIDE
-#define STBI_ASSERT(x) ((void)0)   /* its assertions are about the input; a bad symbol is harmless */
+#define STBI_ASSERT(x) ((void)0) /* its assertions are about the input; a bad symbol is harmless */
 #define STBI_MALLOC(n) limited_alloc(n)
 #define STBI_REALLOC(p, n) limited_realloc(p, n)
 #define STBI_FREE(p) free(p)
@@ -32,7 +32,7 @@ static void *limited_realloc(void *p, size_t n) { return n <= alloc_limit ? real
 #pragma GCC diagnostic ignored "-Wshadow"
 #pragma GCC diagnostic ignored "-Wunused-but-set-variable"
 /* On damaged data the decoder shifts by 32 and more and then ignores the result. That is known, so
- * the undefined-behaviour sanitizer is told to look elsewhere; gcc has no other way than `static`. */
+ * the undefined-behaviour sanitizer is told to look away; gcc has no other way than `static`. */
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((no_sanitize("undefined"))), apply_to = function)
 #elif defined(__SANITIZE_ADDRESS__)
@@ -84,20 +84,23 @@ static bool orient(data_image *im, int o, err *e) {
             if (o == 3 || o == 4 || o == 6 || o == 7) sy = im->h - 1 - sy;
             if (o == 2 || o == 3 || o == 7 || o == 8) sx = im->w - 1 - sx;
             memcpy(out.x + ((size_t)y * (size_t)out.w + (size_t)x) * (size_t)im->c,
-                   im->x + ((size_t)sy * (size_t)im->w + (size_t)sx) * (size_t)im->c, (size_t)im->c);
+                   im->x + ((size_t)sy * (size_t)im->w + (size_t)sx) * (size_t)im->c,
+                   (size_t)im->c);
         }
     image_free(im);
     *im = out;
     return true;
 }
 
-bool image_decode(const void *bytes, size_t size, const char *name, int want_c, data_image *out, err *e) {
+bool image_decode(const void *bytes, size_t size, const char *name, int want_c, data_image *out,
+                  err *e) {
     const uint8_t *p = bytes;
     *out = (data_image){ 0 };
     if (size > (size_t)1 << 30) return err_set(e, ERR_DATA, "%s: more than 2^30 bytes", name);
     jpeg_info info = { .orientation = 1 };
     bool jpeg = size >= 2 && p[0] == 0xFF && p[1] == 0xD8;
-    if (jpeg ? !jpeg_walk(p, size, name, &info, e) : !png_walk(p, size, name, &info.w, &info.h, e)) return false;
+    if (jpeg ? !jpeg_walk(p, size, name, &info, e) : !png_walk(p, size, name, &info.w, &info.h, e))
+        return false;
 
     /* JPEG planes are padded to blocks and kept as shorts when progressive; PNG rows have up to
      * 16 bits × 4 channels, and the unpacked stream at most doubles on its way up. */
@@ -120,10 +123,11 @@ bool image_decode(const void *bytes, size_t size, const char *name, int want_c, 
     return ok;
 }
 
-/* ---- PNG out -------------------------------------------------------------------------------------- */
+/* ---- PNG out --------------------------------------------------------------------------------- */
 
 static void put32(uint8_t *p, uint32_t v) {
-    p[0] = (uint8_t)(v >> 24), p[1] = (uint8_t)(v >> 16), p[2] = (uint8_t)(v >> 8), p[3] = (uint8_t)v;
+    p[0] = (uint8_t)(v >> 24), p[1] = (uint8_t)(v >> 16), p[2] = (uint8_t)(v >> 8),
+    p[3] = (uint8_t)v;
 }
 
 static void put_chunk(buf *b, const char *type, const void *data, size_t n) {

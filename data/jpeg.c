@@ -21,9 +21,9 @@ static bool side_ok(const char *name, uint32_t w, uint32_t h, err *e) {
     return true;
 }
 
-/* ---- EXIF ---------------------------------------------------------------------------------------- */
+/* ---- EXIF ------------------------------------------------------------------------------------ */
 
-/* Orientation from a TIFF block, 1 when absent or odd: a wrong EXIF block is no reason to refuse. */
+/* Orientation from a TIFF block, 1 when absent or odd: bad EXIF is no reason to refuse. */
 static int exif_orientation(const uint8_t *p, size_t n) {
     if (n < 8 || (memcmp(p, "II*\0", 4) && memcmp(p, "MM\0*", 4))) return 1;
     bool little = p[0] == 'I';
@@ -43,7 +43,7 @@ static int exif_orientation(const uint8_t *p, size_t n) {
     return 1;
 }
 
-/* ---- JPEG ---------------------------------------------------------------------------------------- */
+/* ---- JPEG ------------------------------------------------------------------------------------ */
 
 typedef struct {
     const char *name;
@@ -61,7 +61,8 @@ static bool bad(const walk *k, size_t at, const char *what, err *e) {
 static bool quant_tables(walk *k, const uint8_t *p, size_t n, size_t at, err *e) {
     while (n) {
         size_t need = p[0] >> 4 ? 129 : 65;
-        if (p[0] >> 4 > 1 || (p[0] & 15) > 3) return bad(k, at, "quantisation table has a bad number", e);
+        if (p[0] >> 4 > 1 || (p[0] & 15) > 3)
+            return bad(k, at, "quantisation table has a bad number", e);
         if (n < need) return bad(k, at, "quantisation table is cut off", e);
         k->have_quant |= 1u << (p[0] & 15);
         p += need; n -= need;
@@ -72,13 +73,15 @@ static bool quant_tables(walk *k, const uint8_t *p, size_t n, size_t at, err *e)
 static bool huffman_tables(walk *k, const uint8_t *p, size_t n, size_t at, err *e) {
     while (n) {
         if (n < 17) return bad(k, at, "Huffman table is cut off", e);
-        if (p[0] >> 4 > 1 || (p[0] & 15) > 3) return bad(k, at, "Huffman table has a bad number", e);
+        if (p[0] >> 4 > 1 || (p[0] & 15) > 3)
+            return bad(k, at, "Huffman table has a bad number", e);
         unsigned sum = 0, code = 0;
         for (int i = 1; i <= 16; i++) {
             sum += p[i];
             code = code * 2 + p[i];
             if (sum > 256) return bad(k, at, "Huffman table has more than 256 codes", e);
-            if (code > 1u << i) return bad(k, at, "Huffman table has more codes than bits can tell apart", e);
+            if (code > 1u << i)
+                return bad(k, at, "Huffman table has more codes than bits can tell apart", e);
         }
         if (n < 17 + sum) return bad(k, at, "Huffman table is cut off", e);
         *(p[0] >> 4 ? &k->have_ac : &k->have_dc) |= 1u << (p[0] & 15);
@@ -90,12 +93,15 @@ static bool huffman_tables(walk *k, const uint8_t *p, size_t n, size_t at, err *
 static bool frame_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e) {
     if (k->frame) return bad(k, at, "has a second frame", e);
     if (n < 6) return bad(k, at, "frame header is cut off", e);
-    if (p[0] != 8) return err_set(e, ERR_DATA, "%s: JPEG has %d bits a sample, only 8 are read", k->name, p[0]);
+    if (p[0] != 8)
+        return err_set(e, ERR_DATA, "%s: JPEG has %d bits a sample, only 8 are read", k->name,
+                       p[0]);
     jpeg_info *f = k->info;
     f->h = (int)be16(p + 1), f->w = (int)be16(p + 3), f->components = p[5];
     if (!side_ok(k->name, (uint32_t)f->w, (uint32_t)f->h, e)) return false;
     if (f->components != 1 && f->components != 3 && f->components != 4)
-        return err_set(e, ERR_DATA, "%s: JPEG has %d components, only 1, 3 and 4 are read", k->name, f->components);
+        return err_set(e, ERR_DATA, "%s: JPEG has %d components, only 1, 3 and 4 are read", k->name,
+                       f->components);
     if (n != 6 + 3 * (size_t)f->components) return bad(k, at, "frame header has a wrong length", e);
     for (int i = 0; i < f->components; i++) {
         const uint8_t *c = p + 6 + 3 * i;
@@ -104,7 +110,8 @@ static bool frame_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e)
         for (int j = 0; j < i; j++)
             if (k->id[j] == c[0]) return bad(k, at, "has two components of one name", e);
         int sh = c[1] >> 4, sv = c[1] & 15;
-        if (sh < 1 || sh > 4 || sv < 1 || sv > 4 || c[2] > 3) return bad(k, at, "component is malformed", e);
+        if (sh < 1 || sh > 4 || sv < 1 || sv > 4 || c[2] > 3)
+            return bad(k, at, "component is malformed", e);
     }
     k->frame = true;
     return true;
@@ -115,17 +122,20 @@ static bool scan_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e) 
     if (n < 1 || p[0] < 1 || p[0] > k->info->components || n != 4 + 2 * (size_t)p[0])
         return bad(k, at, "scan header is malformed", e);
     const uint8_t *tail = p + 1 + 2 * p[0];
-    /* A progressive scan uses DC tables for coefficient 0 (none when refining) and AC tables after. */
+    /* A progressive scan uses DC tables for coefficient 0 (none to refine it), AC tables after. */
     bool needs_dc = !k->progressive || (tail[0] == 0 && tail[2] >> 4 == 0);
     bool needs_ac = !k->progressive || tail[1] > 0;
-    if (k->progressive && tail[0] == 0 && tail[1] != 0) return bad(k, at, "scan mixes DC and AC", e);
-    if (k->progressive && tail[0] != 0 && p[0] != 1) return bad(k, at, "AC scan has several components", e);
+    if (k->progressive && tail[0] == 0 && tail[1] != 0)
+        return bad(k, at, "scan mixes DC and AC", e);
+    if (k->progressive && tail[0] != 0 && p[0] != 1)
+        return bad(k, at, "AC scan has several components", e);
     for (int i = 0; i < p[0]; i++) {
         int c = 0, dc = p[2 + 2 * i] >> 4, ac = p[2 + 2 * i] & 15;
         while (c < k->info->components && k->id[c] != p[1 + 2 * i]) c++;
         if (c == k->info->components) return bad(k, at, "scan names an unknown component", e);
         if (dc > 3 || ac > 3) return bad(k, at, "scan header is malformed", e);
-        if (!(k->have_quant >> k->quant[c] & 1)) return bad(k, at, "scan lacks its quantisation table", e);
+        if (!(k->have_quant >> k->quant[c] & 1))
+            return bad(k, at, "scan lacks its quantisation table", e);
         if ((needs_dc && !(k->have_dc >> dc & 1)) || (needs_ac && !(k->have_ac >> ac & 1)))
             return bad(k, at, "scan lacks its Huffman table", e);
         k->seen[c] = k->seen[c] || tail[0] == 0;
@@ -143,22 +153,25 @@ static bool jpeg_segment(walk *k, int marker, const uint8_t *p, size_t n, size_t
     case 0xDA: return scan_header(k, p, n, at, e);
     case 0xDD: return n == 2 || bad(k, at, "restart interval has a wrong length", e);
     case 0xE1:
-        if (n >= 6 && !memcmp(p, "Exif\0", 6)) k->info->orientation = exif_orientation(p + 6, n - 6);
+        if (n >= 6 && !memcmp(p, "Exif\0", 6))
+            k->info->orientation = exif_orientation(p + 6, n - 6);
         return true;
     case 0xEE:
-        if (n >= 12 && !memcmp(p, "Adobe", 6 - 1)) k->info->adobe = p[11];
+        if (n >= 12 && !memcmp(p, "Adobe", 6)) k->info->adobe = p[11];
         return true;
     case 0xDC: return true;
     default:
         if ((marker >= 0xE0 && marker <= 0xEF) || marker == 0xFE) return true;
         if (marker >= 0xC3 && marker <= 0xCF)
-            return err_set(e, ERR_DATA, "%s: JPEG of a kind (marker %02X) that is not read: lossless, "
-                           "arithmetic or hierarchical", k->name, (unsigned)marker);
+            return err_set(e, ERR_DATA,
+                           "%s: JPEG of a kind (marker %02X) that is not read: lossless, "
+                           "arithmetic or hierarchical",
+                           k->name, (unsigned)marker);
         return bad(k, at, "has an unknown marker", e);
     }
 }
 
-/* From the first byte of coded data to the marker that ends it; FF00 is data, FFD0…D7 are restarts. */
+/* From the first coded byte to the marker that ends the data; FF00 is data, FFD0…D7 restarts. */
 static size_t entropy_end(const uint8_t *p, size_t size, size_t at) {
     for (;;) {
         const uint8_t *f = at < size ? memchr(p + at, 0xFF, size - at) : NULL;
@@ -178,7 +191,9 @@ bool jpeg_walk(const uint8_t *p, size_t size, const char *name, jpeg_info *out, 
     for (;;) {
         if (at < size && p[at] != 0xFF) return bad(&k, at, "has a stray byte between segments", e);
         while (at < size && p[at] == 0xFF) at++;
-        if (at >= size) return err_set(e, ERR_DATA, "%s: JPEG is cut off: no end of image in %zu bytes", name, size);
+        if (at >= size)
+            return err_set(e, ERR_DATA, "%s: JPEG is cut off: no end of image in %zu bytes", name,
+                           size);
         int marker = p[at++];
         if (marker == 0xD9) break;
         if (size - at < 2) return bad(&k, at, "segment is cut off", e);
@@ -192,21 +207,25 @@ bool jpeg_walk(const uint8_t *p, size_t size, const char *name, jpeg_info *out, 
         if (!k.seen[i]) return bad(&k, at, "ends before all its components came", e);
     if (!k.frame) return bad(&k, at, "has no image", e);
     if (out->components == 4 && out->adobe != 0 && out->adobe != 2)
-        return err_set(e, ERR_DATA, "%s: JPEG has 4 components without an Adobe segment: its inks are ambiguous", name);
+        return err_set(e, ERR_DATA,
+                       "%s: JPEG has 4 components without an Adobe segment: its inks are ambiguous",
+                       name);
     return true;
 }
 
-/* ---- PNG ----------------------------------------------------------------------------------------- */
+/* ---- PNG ------------------------------------------------------------------------------------- */
 
 bool png_walk(const uint8_t *p, size_t size, const char *name, int *w, int *h, err *e) {
     if (size < 8 || memcmp(p, "\x89PNG\r\n\x1a\n", 8))
         return err_set(e, ERR_DATA, "%s: neither JPEG nor PNG", name);
     bool first = true, data = false;
     for (size_t at = 8;; first = false) {
-        if (size - at < 12) return err_set(e, ERR_DATA, "%s: PNG is cut off after %zu bytes", name, size);
+        if (size - at < 12)
+            return err_set(e, ERR_DATA, "%s: PNG is cut off after %zu bytes", name, size);
         uint32_t n = be32(p + at);
         const uint8_t *type = p + at + 4;
-        if (n > size - at - 12) return err_set(e, ERR_DATA, "%s: PNG chunk at byte %zu is cut off", name, at);
+        if (n > size - at - 12)
+            return err_set(e, ERR_DATA, "%s: PNG chunk at byte %zu is cut off", name, at);
         if (crc32(crc32(0, NULL, 0), type, n + 4) != be32(type + 4 + n))
             return err_set(e, ERR_DATA, "%s: PNG chunk at byte %zu is damaged", name, at);
         bool header = !memcmp(type, "IHDR", 4);

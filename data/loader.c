@@ -35,7 +35,8 @@ struct data_loader {
     int32_t *order; int64_t order_epoch;       /* permutation of list positions, of one epoch */
 
     pthread_mutex_t lock;
-    pthread_cond_t room, done;                 /* a slot is free; a batch is ready or a worker idle */
+    pthread_cond_t room;                       /* a slot is free */
+    pthread_cond_t done;                       /* a batch is ready, or a worker idle */
     slot *ring; int depth;
     int64_t made, taken;                       /* tickets since the seek */
     bool held, started, at_end;
@@ -46,19 +47,20 @@ struct data_loader {
     pthread_t thread[MAX_WORKERS]; int threads;
 };
 
-/* ---- making a batch ------------------------------------------------------------------------------------ */
+/* ---- making a batch -------------------------------------------------------------------------- */
 
 static int64_t image_at(const data_loader *l, int64_t position) {
     return l->o.index ? l->o.index[position] : position;
 }
 
-/* The image of a list position, or the next good one after it. False: fails on bad ones, or all are. */
+/* The image of a list position, or the next good one after it. */
 static bool look_good(const data_loader *l, int64_t position, int64_t *image, set_view *v, err *e) {
     for (int64_t k = 0; k < l->o.n; k++) {
         *image = image_at(l, (position + k) % l->o.n);
         err mine = { 0 };
         if (set_look(l->o.set, *image, v, &mine)) return true;
-        if (mine.code == ERR_NOMEM || l->o.set->fail_on_bad) return err_set(e, mine.code, "%s", mine.msg);
+        if (mine.code == ERR_NOMEM || l->o.set->fail_on_bad)
+            return err_set(e, mine.code, "%s", mine.msg);
     }
     return err_set(e, ERR_DATA, "none of the %lld images can be decoded", (long long)l->o.n);
 }
@@ -88,7 +90,7 @@ static void make_batch(data_loader *l, slot *s) {
     for (int i = 0; i < s->n; i++) s->label2[i] = s->label[s->n - 1 - i];
 }
 
-/* ---- tickets ------------------------------------------------------------------------------------------- */
+/* ---- tickets --------------------------------------------------------------------------------- */
 
 static void set_order(data_loader *l, int64_t epoch) {
     if (l->order_epoch == epoch) return;
@@ -118,7 +120,8 @@ static void *work(void *arg) {
     data_loader *l = arg;
     pthread_mutex_lock(&l->lock);
     for (;;) {
-        while (!l->stop && (l->paused || l->made - l->taken >= l->depth)) pthread_cond_wait(&l->room, &l->lock);
+        while (!l->stop && (l->paused || l->made - l->taken >= l->depth))
+            pthread_cond_wait(&l->room, &l->lock);
         if (l->stop) break;
         slot *s = take_ticket(l);
         l->busy++;
@@ -183,7 +186,7 @@ bool loader_next(data_loader *l, data_batch *b, err *e) {
     return ok;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 int64_t loader_batches(const data_loader *l) { return l->batches; }
 
@@ -211,15 +214,20 @@ static bool options_check(const loader_options *o, int64_t n, err *e) {
     const data_augment *a = &o->augment;
     if (o->batch < 1) return err_set(e, ERR_USAGE, "a batch of %d images", o->batch);
     if (n < 1 || (o->drop_last && n < o->batch))
-        return err_set(e, ERR_CONFIG, "%lld images do not fill one batch of %d", (long long)n, o->batch);
+        return err_set(e, ERR_CONFIG, "%lld images do not fill one batch of %d", (long long)n,
+                       o->batch);
     if (n > INT32_MAX) return err_set(e, ERR_CONFIG, "%lld images in one epoch", (long long)n);
-    if (a->pad < 0 || a->pad > IMAGE_MAX_SIDE) return err_set(e, ERR_USAGE, "padding by %d pixels", a->pad);
-    if (!(a->rrc_min >= 0 && a->rrc_min <= 1 && a->hflip >= 0 && a->hflip <= 1 && a->erase >= 0 && a->erase <= 1))
-        return err_set(e, ERR_USAGE, "probabilities and area fractions of the augmentation are from 0 to 1");
+    if (a->pad < 0 || a->pad > IMAGE_MAX_SIDE)
+        return err_set(e, ERR_USAGE, "padding by %d pixels", a->pad);
+    if (!(a->rrc_min >= 0 && a->rrc_min <= 1 && a->hflip >= 0 && a->hflip <= 1 && a->erase >= 0 &&
+          a->erase <= 1))
+        return err_set(e, ERR_USAGE,
+                       "probabilities and area fractions of the augmentation are from 0 to 1");
     if (!(a->mixup >= 0 && a->mixup <= 1e6)) return err_set(e, ERR_USAGE, "mixup %g", a->mixup);
     for (int64_t i = 0; o->index && i < n; i++)
         if (o->index[i] < 0 || o->index[i] >= data_count(o->set))
-            return err_set(e, ERR_CONFIG, "image %d of a set of %lld", o->index[i], (long long)data_count(o->set));
+            return err_set(e, ERR_CONFIG, "image %d of a set of %lld", o->index[i],
+                           (long long)data_count(o->set));
     return true;
 }
 

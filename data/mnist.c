@@ -25,10 +25,12 @@ static bool idx_path(char out[4096], const char *dir, const char *split, const c
 static bool idx_read(const char *path, int rank, uint32_t *dim, buf *out, err *e) {
     if (!gzip_read(path, IDX_LIMIT, out, e)) return false;
     size_t head = 4 + 4 * (size_t)rank, want = 1;
-    if (out->len < head) return err_set(e, ERR_DATA, "%s: %zu bytes are no IDX file", path, out->len);
+    if (out->len < head)
+        return err_set(e, ERR_DATA, "%s: %zu bytes are no IDX file", path, out->len);
     if (be32(out->data) != 0x800u + (uint32_t)rank)
-        return err_set(e, ERR_DATA, "%s: starts with %08x, an IDX file of bytes in %d dimensions with %08x", path,
-                       be32(out->data), rank, 0x800u + (unsigned)rank);
+        return err_set(e, ERR_DATA,
+                       "%s: starts with %08x, an IDX file of bytes in %d dimensions with %08x",
+                       path, be32(out->data), rank, 0x800u + (unsigned)rank);
     for (int d = 0; d < rank; d++) {
         dim[d] = be32(out->data + 4 + 4 * d);
         if (d > 0 && (dim[d] == 0 || dim[d] > IMAGE_MAX_SIDE))
@@ -36,7 +38,8 @@ static bool idx_read(const char *path, int rank, uint32_t *dim, buf *out, err *e
         if (!size_mul(want, dim[d], &want)) want = SIZE_MAX / 2;
     }
     if (out->len - head != want)
-        return err_set(e, ERR_DATA, "%s: header announces %zu bytes, %zu follow", path, want, out->len - head);
+        return err_set(e, ERR_DATA, "%s: header announces %zu bytes, %zu follow", path, want,
+                       out->len - head);
     return true;
 }
 
@@ -53,7 +56,8 @@ static bool max_label(const char *dir, const char *split, int *max, err *e) {
     return ok;
 }
 
-static bool read_split(data_set *s, const char *dir, const char *images, const char *labels, err *e) {
+static bool read_split(data_set *s, const char *dir, const char *images, const char *labels,
+                       err *e) {
     bool ok = false;
     buf x = { 0 }, y = { 0 };
     uint32_t xd[3], yd[1];
@@ -87,7 +91,8 @@ source_answer mnist_open(data_set *s, const char *spec, const char *split, err *
     const char *mine = prefix[!strcmp(split, "val")], *other = prefix[!strcmp(split, "train")];
     bool have_images = idx_path(images, spec, mine, "images-idx3");
     bool have_labels = idx_path(labels, spec, mine, "labels-idx1");
-    if (!have_images && !have_labels && !idx_path(images, spec, other, "images-idx3")) return SOURCE_NOT_MINE;
+    if (!have_images && !have_labels && !idx_path(images, spec, other, "images-idx3"))
+        return SOURCE_NOT_MINE;
     if (!have_images || !have_labels) {
         err_set(e, ERR_NOINPUT, "%s/%s-%s-ubyte.gz: no such file", spec, mine,
                 have_images ? "labels-idx1" : "images-idx3");

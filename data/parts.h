@@ -9,7 +9,7 @@
 
 #define IMAGE_MAX_SIDE 16384
 
-/* ---- JPEG and PNG before the decoder sees them -------------------------------------------------- */
+/* ---- JPEG and PNG before the decoder sees them ----------------------------------------------- */
 
 typedef struct {
     int w, h, components;
@@ -21,7 +21,7 @@ bool png_walk(const uint8_t *p, size_t size, const char *name, int *w, int *h, e
 
 bool image_convert(const data_image *src, int c, data_image *out, err *e);   /* grey ↔ colour */
 
-/* ---- sets ---------------------------------------------------------------------------------------- */
+/* ---- sets ------------------------------------------------------------------------------------ */
 
 typedef struct { int h, w, c; uint8_t x[]; } set_frame;     /* decoded pixels that stay in memory */
 
@@ -56,23 +56,25 @@ source_open folder_open, cifar_open, mnist_open, shapes_open;
 bool set_alloc(data_set *s, int64_t n, int classes, err *e);              /* labels, class names */
 bool set_name_class(data_set *s, int label, const char *name, err *e);
 bool set_number_classes(data_set *s, err *e);                             /* "0", "1", … */
-void set_add_name(data_set *s, int64_t i, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void set_add_name(data_set *s, int64_t i, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 bool set_join(char out[4096], const char *dir, const char *name, err *e); /* dir/name */
 
 /* One image's pixels: borrowed from the set, or owned (`own` to be freed with mem_free). */
 typedef struct { int h, w, c; const uint8_t *x; uint8_t *own; } set_view;
 bool set_look(const data_set *s, int64_t i, set_view *v, err *e);
 
-/* The permutation behind data_pick and the limit, cut to n entries: labels[count] in 0…classes-1. */
+/* The permutation behind data_pick and the limit, entries from … from+n-1. */
 bool balanced_order(const int32_t *label, int64_t count, int classes, uint64_t seed, int64_t from,
                     int64_t n, int32_t *out, err *e);
 
-/* ---- from pixels to floats ------------------------------------------------------------------------ */
+/* ---- from pixels to floats ------------------------------------------------------------------- */
 
 typedef struct { data_prep prep; float value[3][256]; } prep_table;   /* (v/255 - mean)/std */
 void prep_table_init(prep_table *t, const data_prep *p);
 /* One image into out (H,W,C of prep). a NULL or all zero: evaluation. r: the image's generator. */
-bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_view *v, float *out, err *e);
+bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_view *v, float *out,
+                err *e);
 double beta_sample(rng *r, double a);                                     /* Beta(a,a) */
 /* Mix each image with its mirror in the batch: x[i] = lam*x[i] + (1-lam)*x[n-1-i]. */
 void mixup_batch(float *x, int n, int64_t floats, float lam);

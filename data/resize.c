@@ -1,6 +1,6 @@
 /* Resize with antialias, equal to PIL's BILINEAR to the last bit: a triangle filter whose support
- * grows with the shrink factor, weights in 22-bit fixed point, first along rows, then along columns,
- * each pass rounded to 8 bits. */
+ * grows with the shrink factor, weights in 22-bit fixed point, first along rows, then along
+ * columns, each pass rounded to 8 bits. */
 #include <math.h>
 #include <string.h>
 
@@ -52,7 +52,8 @@ static uint8_t clip8(int32_t v) {
 }
 
 /* src (h, w, c) → dst (h, out, c), rows y0 … y1-1 only. */
-static void resize_rows(const data_image *src, const filter *f, int out, int y0, int y1, uint8_t *dst) {
+static void resize_rows(const data_image *src, const filter *f, int out, int y0, int y1,
+                        uint8_t *dst) {
     const int32_t half = 1 << (FRACTION_BITS - 1);
     int c = src->c;
     for (int y = y0; y < y1; y++) {
@@ -98,8 +99,8 @@ bool image_resize(const data_image *src, double x, double y, double w, double h,
     if (oh < 1 || ow < 1 || oh > IMAGE_MAX_SIDE || ow > IMAGE_MAX_SIDE)
         return err_set(e, ERR_CONFIG, "cannot resize to %d×%d pixels", ow, oh);
     if (!(x >= 0 && y >= 0 && w > 0 && h > 0 && x + w <= src->w && y + h <= src->h))
-        return err_set(e, ERR_CONFIG, "the box %g,%g %g×%g is not inside an image of %d×%d", x, y, w, h,
-                       src->w, src->h);
+        return err_set(e, ERR_CONFIG, "the box %g,%g %g×%g is not inside an image of %d×%d", x, y,
+                       w, h, src->w, src->h);
     size_t c = (size_t)src->c;
     bool ok = false;
     filter fx = { 0 }, fy = { 0 };
@@ -108,7 +109,8 @@ bool image_resize(const data_image *src, double x, double y, double w, double h,
     if (!r.x) return false;
 
     /* A pass that would change nothing is left out: it would still round. */
-    bool rows = ow != src->w || x > 0 || x + w < src->w, columns = oh != src->h || y > 0 || y + h < src->h;
+    bool rows = ow != src->w || x > 0 || x + w < src->w,
+         columns = oh != src->h || y > 0 || y + h < src->h;
     if (rows && !filter_new(&fx, src->w, x, x + w, ow, e)) goto done;
     if (columns && !filter_new(&fy, src->h, y, y + h, oh, e)) goto done;
     const uint8_t *middle = src->x;

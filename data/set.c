@@ -11,7 +11,7 @@
 
 static source_open *const sources[] = { shapes_open, cifar_open, mnist_open, folder_open };
 
-/* ---- what sources use ------------------------------------------------------------------------------ */
+/* ---- what sources use ------------------------------------------------------------------------ */
 
 bool set_alloc(data_set *s, int64_t n, int classes, err *e) {
     if (n > INT32_MAX) return err_set(e, ERR_DATA, "%lld images are more than 2^31", (long long)n);
@@ -52,7 +52,7 @@ bool set_join(char out[4096], const char *dir, const char *name, err *e) {
     return (n >= 0 && n < 4096) || err_set(e, ERR_DATA, "%s/%s: the path is too long", dir, name);
 }
 
-/* ---- opening --------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static bool apply_limit(data_set *s, const data_options *o, err *e) {
     if (o->limit < 0) return err_set(e, ERR_USAGE, "a limit of %lld images", (long long)o->limit);
@@ -63,7 +63,7 @@ static bool apply_limit(data_set *s, const data_options *o, err *e) {
         mem_free(take);
         return false;
     }
-    for (int64_t i = 0; i < o->limit; i++) take[map[i]] = 1;             /* in the order of the files */
+    for (int64_t i = 0; i < o->limit; i++) take[map[i]] = 1; /* in the order of the files */
     for (int64_t i = 0, k = 0; i < s->n; i++)
         if (take[i]) map[k++] = (int32_t)i;
     mem_free(take);
@@ -105,8 +105,11 @@ data_set *data_open(const char *spec, const char *split, const data_options *o, 
         answer = sources[i](s, spec, split, e);
     if (answer == SOURCE_NOT_MINE) {
         if (builtin) err_set(e, ERR_USAGE, "%s: the built-in set is builtin:shapes", spec);
-        else err_set(e, ERR_DATA, "%s: neither class folders (train/ and val/) nor CIFAR-10 binary nor IDX "
-                                  "files", spec);
+        else
+            err_set(e, ERR_DATA,
+                    "%s: neither class folders (train/ and val/) nor CIFAR-10 binary nor IDX "
+                    "files",
+                    spec);
     }
     if (answer != SOURCE_OPENED || !finish_open(s, spec, o ? o : &none, e)) {
         data_free(s);
@@ -132,7 +135,7 @@ void data_free(data_set *s) {
     mem_free(s);
 }
 
-/* ---- looking --------------------------------------------------------------------------------------- */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 static int64_t source_number(const data_set *s, int64_t i) { return s->map ? s->map[i] : i; }
 
@@ -140,7 +143,9 @@ int64_t     data_count(const data_set *s) { return s->n; }
 int         data_classes(const data_set *s) { return s->classes; }
 const char *data_class_name(const data_set *s, int label) { return s->class_name[label]; }
 int         data_label(const data_set *s, int64_t i) { return s->label[source_number(s, i)]; }
-const char *data_name(const data_set *s, int64_t i) { return s->names.data + s->name_at[source_number(s, i)]; }
+const char *data_name(const data_set *s, int64_t i) {
+    return s->names.data + s->name_at[source_number(s, i)];
+}
 data_prep   data_default_prep(const data_set *s) { return s->prep; }
 
 int64_t data_bad(const data_set *s, int64_t *index, int64_t max) {
@@ -153,7 +158,7 @@ int64_t data_bad(const data_set *s, int64_t *index, int64_t max) {
     return n;
 }
 
-/* Keep a copy while there is room. Two threads may come here with the same image; one copy stays. */
+/* Keep a copy while there is room. Two threads may come with the same image; one copy stays. */
 static void keep(const data_set *s, int64_t k, const data_image *im) {
     long long bytes = (long long)im->h * im->w * im->c;
     if (atomic_fetch_sub(s->memo_left, bytes) < bytes) {

@@ -1,6 +1,6 @@
 /* builtin:shapes: images made on the fly from (seed, split, index), nothing to download. One large
- * figure of the label's kind, turned, stretched, textured and half hidden, on a textured background
- * with small distractors, in low contrast and noise: hard enough that capacity matters.
+ * figure of the label's kind, tilted, stretched, textured and partly hidden, on a textured background
+ * with small distractors, in varying contrast and noise: hard enough that capacity matters.
  *
  * Coordinates: the image is [-1,1]², a figure lives in (u,v) around its own centre and fits in the
  * unit circle. A figure is a function negative inside and positive outside, roughly a distance. */
@@ -13,7 +13,7 @@
 
 enum { MAX_SIZE = 256 };
 
-/* ---- figures --------------------------------------------------------------------------------------- */
+/* ---- figures --------------------------------------------------------------------------------- */
 
 /* The n-fold fold: x along the nearest of n spokes, y across. */
 static void fold(float u, float v, int n, const float *spoke, float *x, float *y) {
@@ -25,10 +25,12 @@ static void fold(float u, float v, int n, const float *spoke, float *x, float *y
 
 static const float spokes3[] = { 1, 0, -.5f, .8660254f, -.5f, -.8660254f };
 static const float spokes4[] = { 1, 0, 0, 1, -1, 0, 0, -1 };
-static const float spokes5[] = { 1, 0, .309017f, .9510565f, -.809017f, .5877853f, -.809017f, -.5877853f,
-                                 .309017f, -.9510565f };
-static const float spokes6[] = { 1, 0, .5f, .8660254f, -.5f, .8660254f, -1, 0, -.5f, -.8660254f, .5f,
-                                 -.8660254f };
+static const float spokes5[] = {
+    1, 0, .309017f, .9510565f, -.809017f, .5877853f, -.809017f, -.5877853f, .309017f, -.9510565f,
+};
+static const float spokes6[] = {
+    1, 0, .5f, .8660254f, -.5f, .8660254f, -1, 0, -.5f, -.8660254f, .5f, -.8660254f,
+};
 
 static float polygon(float u, float v, int n, const float *spoke, float apothem) {
     float x, y;
@@ -57,7 +59,9 @@ static float star4(float u, float v)    { return star(u, v, 4, spokes4, .3f, .3f
 static float cross(float u, float v)    { return fminf(box(u, v, .9f, .3f), box(u, v, .3f, .9f)); }
 static float ring(float u, float v)     { return fabsf(sqrtf(u * u + v * v) - .66f) - .19f; }
 static float frame(float u, float v)    { return fabsf(box(u, v, .58f, .58f)) - .17f; }
-static float half_disc(float u, float v) { return fmaxf(sqrtf(u * u + (v + .4f) * (v + .4f)) - .95f, -v - .4f); }
+static float half_disc(float u, float v) {
+    return fmaxf(sqrtf(u * u + (v + .4f) * (v + .4f)) - .95f, -v - .4f);
+}
 static float crescent(float u, float v) {
     return fmaxf(sqrtf(u * u + v * v) - .9f, .68f - sqrtf((u - .45f) * (u - .45f) + v * v));
 }
@@ -85,17 +89,20 @@ static const struct { const char *name; float (*at)(float u, float v); } figures
 };
 enum { FIGURES = sizeof figures / sizeof *figures };
 
-/* ---- painting -------------------------------------------------------------------------------------- */
+/* ---- painting -------------------------------------------------------------------------------- */
 
 static float between(rng *r, float lo, float hi) { return lo + (hi - lo) * (float)rng_uniform(r); }
 
 /* A plane wave sin(kx*x + ky*y + phase), sharpened; by rows and columns, so that painting it costs
  * no sines. */
-typedef struct { float sx[MAX_SIZE], cx[MAX_SIZE], sy[MAX_SIZE], cy[MAX_SIZE], sharp, colour[3]; } wave;
+typedef struct {
+    float sx[MAX_SIZE], cx[MAX_SIZE], sy[MAX_SIZE], cy[MAX_SIZE], sharp, colour[3];
+} wave;
 
 static void wave_init(wave *w, rng *r, int size, float amplitude) {
     float turn = between(r, 0, 6.2831853f), frequency = between(r, 2, 14);
-    float kx = frequency * cosf(turn), ky = frequency * sinf(turn), phase = between(r, 0, 6.2831853f);
+    float kx = frequency * cosf(turn), ky = frequency * sinf(turn),
+          phase = between(r, 0, 6.2831853f);
     for (int i = 0; i < size; i++) {
         float at = ((float)i + .5f) * 2 / (float)size - 1;
         w->sx[i] = sinf(kx * at + phase), w->cx[i] = cosf(kx * at + phase);
@@ -113,8 +120,9 @@ static float wave_at(const wave *w, int x, int y) {
 /* A figure placed in the image: (u,v) = m * ((x,y) - centre). */
 typedef struct { float (*at)(float u, float v); float x, y, m[4], scale, colour[3]; } placed;
 
-static void place(placed *p, rng *r, float scale, float stretch) {
-    float turn = between(r, 0, 6.2831853f), s = expf(between(r, -stretch, stretch));
+/* Turned by up to tilt either way, and a little stretched and sheared. */
+static void place(placed *p, rng *r, float scale, float tilt, float stretch) {
+    float turn = between(r, -tilt, tilt), s = expf(between(r, -stretch, stretch));
     float shear = between(r, -stretch, stretch), c = cosf(turn) / scale, d = sinf(turn) / scale;
     p->m[0] = c * s, p->m[1] = d * s;
     p->m[2] = (-d + shear * c) / s, p->m[3] = (c + shear * d) / s;
@@ -129,10 +137,12 @@ static void paint(float *image, int size, const placed *p, const wave *texture) 
     for (int y = y0 < 0 ? 0 : y0; y < (y1 > size ? size : y1); y++)
         for (int x = x0 < 0 ? 0 : x0; x < (x1 > size ? size : x1); x++) {
             float dx = ((float)x + .5f) * step - 1 - p->x, dy = ((float)y + .5f) * step - 1 - p->y;
-            float cover = .5f - soft * p->at(p->m[0] * dx + p->m[1] * dy, p->m[2] * dx + p->m[3] * dy);
+            float cover = .5f -
+                          soft * p->at(p->m[0] * dx + p->m[1] * dy, p->m[2] * dx + p->m[3] * dy);
             if (cover <= 0) continue;
             if (cover > 1) cover = 1;
-            float t = texture ? wave_at(texture, x, y) : 0, *to = image + 3 * ((size_t)y * (size_t)size + (size_t)x);
+            float t = texture ? wave_at(texture, x, y) : 0,
+                  *to = image + 3 * ((size_t)y * (size_t)size + (size_t)x);
             for (int c = 0; c < 3; c++) {
                 float colour = p->colour[c] + (texture ? t * texture->colour[c] : 0);
                 to[c] += cover * (colour - to[c]);
@@ -141,12 +151,13 @@ static void paint(float *image, int size, const placed *p, const wave *texture) 
 }
 
 static void paint_background(float *image, int size, rng *r, const float base[3], wave *w) {
-    wave_init(&w[0], r, size, 40);
-    wave_init(&w[1], r, size, 30);
+    wave_init(&w[0], r, size, 24);
+    wave_init(&w[1], r, size, 12);
     for (int y = 0; y < size; y++)
         for (int x = 0; x < size; x++, image += 3) {
             float a = wave_at(&w[0], x, y), b = wave_at(&w[1], x, y);
-            for (int c = 0; c < 3; c++) image[c] = base[c] + a * w[0].colour[c] + b * w[1].colour[c];
+            for (int c = 0; c < 3; c++)
+                image[c] = base[c] + a * w[0].colour[c] + b * w[1].colour[c];
         }
 }
 
@@ -158,9 +169,9 @@ static void random_colour(rng *r, float colour[3]) {
 
 static void paint_distractors(float *image, int size, rng *r) {
     static float (*const kind[])(float, float) = { disc, square, triangle, bar, ring, cross };
-    for (uint32_t n = 1 + rng_below(r, 4); n; n--) {
+    for (uint32_t n = rng_below(r, 3); n; n--) {
         placed p = { .at = kind[rng_below(r, 6)], .x = between(r, -1, 1), .y = between(r, -1, 1) };
-        place(&p, r, between(r, .12f, .26f), .3f);
+        place(&p, r, between(r, .12f, .24f), 3.2f, .3f);
         random_colour(r, p.colour);
         paint(image, size, &p, NULL);
     }
@@ -170,8 +181,9 @@ static void paint_distractors(float *image, int size, rng *r) {
 static void paint_occluder(float *image, int size, rng *r, const placed *figure) {
     float s = figure->scale;
     placed p = { .at = rng_below(r, 2) ? bar : square,
-                 .x = figure->x + between(r, -.6f, .6f) * s, .y = figure->y + between(r, -.6f, .6f) * s };
-    place(&p, r, s * (p.at == bar ? between(r, .6f, 1.1f) : between(r, .3f, .5f)), .2f);
+                 .x = figure->x + between(r, -.6f, .6f) * s,
+                 .y = figure->y + between(r, -.6f, .6f) * s };
+    place(&p, r, s * (p.at == bar ? between(r, .5f, .9f) : between(r, .25f, .42f)), 3.2f, .2f);
     random_colour(r, p.colour);
     paint(image, size, &p, NULL);
 }
@@ -188,21 +200,24 @@ static void quantise(const float *image, size_t n, rng *r, float sigma, uint8_t 
 }
 
 static void draw(rng *r, int label, int size, float *image, wave *w, uint8_t *out) {
-    float base[3], contrast = between(r, 35, 120);
+    float base[3], contrast = between(r, 60, 130);
     for (int c = 0; c < 3; c++) base[c] = between(r, 50, 205);
     paint_background(image, size, r, base, w);
     paint_distractors(image, size, r);
 
-    placed figure = { .at = figures[label].at, .x = between(r, -.3f, .3f), .y = between(r, -.3f, .3f) };
-    place(&figure, r, between(r, .42f, .85f), .18f);
-    for (int c = 0; c < 3; c++) figure.colour[c] = base[c] + (rng_below(r, 2) ? contrast : -contrast) * between(r, .3f, 1);
-    wave_init(&w[2], r, size, 25);
+    placed figure = { .at = figures[label].at,
+                      .x = between(r, -.3f, .3f),
+                      .y = between(r, -.3f, .3f) };
+    place(&figure, r, between(r, .5f, .85f), .4f, .14f);
+    for (int c = 0; c < 3; c++)
+        figure.colour[c] = base[c] + (rng_below(r, 2) ? contrast : -contrast) * between(r, .4f, 1);
+    wave_init(&w[2], r, size, 20);
     paint(image, size, &figure, &w[2]);
-    if (rng_below(r, 100) < 60) paint_occluder(image, size, r, &figure);
-    quantise(image, 3 * (size_t)size * (size_t)size, r, between(r, 6, 28), out);
+    if (rng_below(r, 100) < 45) paint_occluder(image, size, r, &figure);
+    quantise(image, 3 * (size_t)size * (size_t)size, r, between(r, 5, 22), out);
 }
 
-/* ---- the set --------------------------------------------------------------------------------------- */
+/* ---- the set --------------------------------------------------------------------------------- */
 
 typedef struct { int64_t classes, size, train, val, seed; } recipe;
 typedef struct { uint64_t seed; uint32_t split; int size; } source;
@@ -234,15 +249,17 @@ static bool parse(recipe *c, const char *spec, err *e) {
     while (*at) {
         const char *word = at + 1, *equal = strchr(word, '=');
         size_t i = 0, len = equal ? (size_t)(equal - word) : 0;
-        while (i < 5 && !(equal && strlen(key[i].name) == len && !strncmp(key[i].name, word, len))) i++;
+        while (i < 5 && !(equal && strlen(key[i].name) == len && !strncmp(key[i].name, word, len)))
+            i++;
         if (i == 5)
-            return err_set(e, ERR_USAGE, "%s: \"%.*s\" is not one of classes= size= train= val= seed=", spec,
+            return err_set(e, ERR_USAGE,
+                           "%s: \"%.*s\" is not one of classes= size= train= val= seed=", spec,
                            (int)strcspn(word, ",="), word);
         char *end = NULL;
         long long v = equal[1] >= '0' && equal[1] <= '9' ? strtoll(equal + 1, &end, 10) : -1;
         if (!end || (*end && *end != ',') || v < key[i].lo || v > key[i].hi || end - equal > 20)
-            return err_set(e, ERR_USAGE, "%s: %s wants a whole number from %lld to %lld", spec, key[i].name,
-                           (long long)key[i].lo, (long long)key[i].hi);
+            return err_set(e, ERR_USAGE, "%s: %s wants a whole number from %lld to %lld", spec,
+                           key[i].name, (long long)key[i].lo, (long long)key[i].hi);
         *key[i].value = v;
         at = end;
     }
@@ -251,7 +268,8 @@ static bool parse(recipe *c, const char *spec, err *e) {
 
 source_answer shapes_open(data_set *s, const char *spec, const char *split, err *e) {
     size_t len = strlen("builtin:shapes");
-    if (strncmp(spec, "builtin:shapes", len) || (spec[len] && spec[len] != ',')) return SOURCE_NOT_MINE;
+    if (strncmp(spec, "builtin:shapes", len) || (spec[len] && spec[len] != ','))
+        return SOURCE_NOT_MINE;
     recipe c = { .classes = 10, .size = 32, .train = 8000, .val = 2000, .seed = 42 };
     if (!parse(&c, spec, e)) return SOURCE_FAILED;
     bool val = !strcmp(split, "val");

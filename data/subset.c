@@ -5,7 +5,7 @@
 bool balanced_order(const int32_t *label, int64_t count, int classes, uint64_t seed, int64_t from,
                     int64_t n, int32_t *out, err *e) {
     bool ok = false;
-    int32_t *member = mem_new((size_t)count, sizeof *member, e);        /* by class, one after another */
+    int32_t *member = mem_new((size_t)count, sizeof *member, e); /* by class, one after another */
     int64_t *start = member ? mem_new((size_t)classes + 1, sizeof *start, e) : NULL;
     int64_t *fill = start ? mem_new((size_t)classes, sizeof *fill, e) : NULL;
     if (!fill) goto done;
@@ -34,8 +34,10 @@ done:
 bool data_pick(const data_set *s, uint64_t seed, int64_t from, int64_t n, int32_t *index, err *e) {
     int64_t count = data_count(s);
     if (from < 0 || n < 0 || from > count || n > count - from)
-        return err_set(e, ERR_CONFIG, "%lld images from number %lld of the balanced order are wanted, there are %lld",
-                       (long long)n, (long long)from, (long long)count);
+        return err_set(
+            e, ERR_CONFIG,
+            "%lld images from number %lld of the balanced order are wanted, there are %lld",
+            (long long)n, (long long)from, (long long)count);
     bool ok = false;
     int classes = data_classes(s);
     int32_t *label = mem_new((size_t)count, sizeof *label, e);

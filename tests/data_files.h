@@ -81,7 +81,9 @@ static data_loader *loader_ok(const loader_options *o) {
 }
 
 static loader_options options_for(const data_set *s) {
-    return (loader_options){ .set = s, .batch = 16, .prep = data_default_prep(s), .seed = 3, .workers = 1 };
+    return (loader_options){
+        .set = s, .batch = 16, .prep = data_default_prep(s), .seed = 3, .workers = 1
+    };
 }
 
 #endif

@@ -7,12 +7,13 @@ static void refuse(const char *spec, const char *split, err_code code, const cha
     err e = { 0 };
     data_set *s = data_open(spec, split, NULL, &e);
     if (s || e.code != code || !strstr(e.msg, word))
-        fprintf(stderr, "%s: wanted code %d and \"%s\", got %d: %s\n", spec, (int)code, word, (int)e.code, e.msg);
+        fprintf(stderr, "%s: wanted code %d and \"%s\", got %d: %s\n", spec, (int)code, word,
+                (int)e.code, e.msg);
     CHECK(!s && e.code == code && strstr(e.msg, word));
     data_free(s);
 }
 
-/* ---- preprocessing as text ---------------------------------------------------------------------------- */
+/* ---- preprocessing as text ------------------------------------------------------------------- */
 
 static void prep_survives_print_and_parse(void) {
     const data_prep p[] = {
@@ -34,14 +35,24 @@ static void prep_survives_print_and_parse(void) {
 
 static void a_wrong_prep_is_refused(void) {
     static const char *const wrong[] = {
-        "", "size=32,32,3", "size=32,32 resize=0 mean=0 std=1", "size=32,32,1 resize=0 mean=0,0,0 std=1",
-        "size=32,32,1 resize=0 mean=0 std=0", "size=32,32,1 resize=0 mean=0 std=-1",
-        "size=32,32,1 resize=0 mean=nan std=1", "size=32,32,1 resize=0 mean=0 std=1 more=1",
-        "size=32,32,1 resize=0 mean=0 std=1 std=1", "size=32,32,2 resize=0 mean=0,0 std=1,1",
-        "size=32,32,1 resize=31 mean=0 std=1", "size=32,32,1.5 resize=0 mean=0 std=1",
-        "size=0,32,1 resize=0 mean=0 std=1", "size=32,32,1 resize=0 mean=0 std=1x",
-        "size=32,32,1 resize=0 mean=0, std=1", "size=32,32,1 resize=0 mean= 0 std=1",
-        "size=32,32,1,4 resize=0 mean=0 std=1", "size=32,32,1 resize=0 mean=0",
+        "",
+        "size=32,32,3",
+        "size=32,32 resize=0 mean=0 std=1",
+        "size=32,32,1 resize=0 mean=0,0,0 std=1",
+        "size=32,32,1 resize=0 mean=0 std=0",
+        "size=32,32,1 resize=0 mean=0 std=-1",
+        "size=32,32,1 resize=0 mean=nan std=1",
+        "size=32,32,1 resize=0 mean=0 std=1 more=1",
+        "size=32,32,1 resize=0 mean=0 std=1 std=1",
+        "size=32,32,2 resize=0 mean=0,0 std=1,1",
+        "size=32,32,1 resize=31 mean=0 std=1",
+        "size=32,32,1.5 resize=0 mean=0 std=1",
+        "size=0,32,1 resize=0 mean=0 std=1",
+        "size=32,32,1 resize=0 mean=0 std=1x",
+        "size=32,32,1 resize=0 mean=0, std=1",
+        "size=32,32,1 resize=0 mean= 0 std=1",
+        "size=32,32,1,4 resize=0 mean=0 std=1",
+        "size=32,32,1 resize=0 mean=0",
         "size=99999999999,32,1 resize=0 mean=0 std=1",
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -52,13 +63,14 @@ static void a_wrong_prep_is_refused(void) {
     }
 }
 
-/* ---- CIFAR-10 ------------------------------------------------------------------------------------------ */
+/* ---- CIFAR-10 -------------------------------------------------------------------------------- */
 
 static void put_cifar(const char *name, int records, int first_label) {
     uint8_t *p = calloc((size_t)records, 3073);
     for (int r = 0; r < records; r++) {
         p[r * 3073] = (uint8_t)((first_label + r) % 10);
-        for (int k = 0; k < 3072; k++) p[r * 3073 + 1 + k] = (uint8_t)(r * 5 + k / 1024 * 60 + k % 1024 % 32 + k % 1024 / 32);
+        for (int k = 0; k < 3072; k++)
+            p[r * 3073 + 1 + k] = (uint8_t)(r * 5 + k / 1024 * 60 + k % 1024 % 32 + k % 1024 / 32);
     }
     put_file(name, p, (size_t)records * 3073);
     free(p);
@@ -69,7 +81,8 @@ static void cifar_batches_are_read_in_the_order_of_their_names(void) {
     put_cifar("data_batch_2.bin", 4, 3);
     put_cifar("data_batch_1.bin", 20, 0);
     put_cifar("test_batch.bin", 10, 0);
-    put_file("batches.meta.txt", "aeroplane\ncar\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n", 53);
+    put_file("batches.meta.txt",
+             "aeroplane\ncar\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n", 53);
     data_set *s = open_ok(dir, "train", 0);
     if (s) {
         CHECK(data_count(s) == 24 && data_classes(s) == 10);
@@ -110,12 +123,13 @@ static void a_wrong_cifar_file_is_refused(void) {
     remove_dir();
 }
 
-/* ---- IDX ------------------------------------------------------------------------------------------------ */
+/* ---- IDX ------------------------------------------------------------------------------------- */
 
 static void put_idx(const char *name, bool gz, int magic, const int *dim, int rank, int bytes) {
     uint8_t p[4096] = { 0, 0, 8, (uint8_t)magic };
     size_t n = 4;
-    for (int d = 0; d < rank; d++, n += 4) p[n + 2] = (uint8_t)(dim[d] >> 8), p[n + 3] = (uint8_t)dim[d];
+    for (int d = 0; d < rank; d++, n += 4)
+        p[n + 2] = (uint8_t)(dim[d] >> 8), p[n + 3] = (uint8_t)dim[d];
     for (int i = 0; i < bytes; i++) p[n++] = (uint8_t)(i % 10);
     if (!gz) { put_file(name, p, n); return; }
     gzFile f = gzopen(in_dir(name), "wb");
@@ -126,13 +140,16 @@ static void put_idx(const char *name, bool gz, int magic, const int *dim, int ra
 static void idx_files_are_read_gzipped_or_plain(void) {
     for (int gz = 0; gz < 2; gz++) {
         make_dir();
-        put_idx(gz ? "train-images-idx3-ubyte.gz" : "train-images-idx3-ubyte", gz, 3, (int[]){ 12, 5, 4 }, 3, 240);
-        put_idx(gz ? "train-labels-idx1-ubyte.gz" : "train-labels-idx1-ubyte", gz, 1, (int[]){ 12 }, 1, 12);
+        put_idx(gz ? "train-images-idx3-ubyte.gz" : "train-images-idx3-ubyte", gz, 3,
+                (int[]){ 12, 5, 4 }, 3, 240);
+        put_idx(gz ? "train-labels-idx1-ubyte.gz" : "train-labels-idx1-ubyte", gz, 1, (int[]){ 12 },
+                1, 12);
         data_set *s = open_ok(dir, "train", 0);
         if (s) {
             CHECK(data_count(s) == 12 && data_classes(s) == 10 && data_label(s, 11) == 1);
             CHECK_TEXT(data_class_name(s, 9), "9");
-            CHECK_TEXT(data_name(s, 3), gz ? "train-images-idx3-ubyte.gz:3" : "train-images-idx3-ubyte:3");
+            CHECK_TEXT(data_name(s, 3),
+                       gz ? "train-images-idx3-ubyte.gz:3" : "train-images-idx3-ubyte:3");
             data_image im;
             err e = { 0 };
             CHECK_OK(data_decode(s, 1, &im, &e), e);
@@ -167,7 +184,7 @@ static void a_wrong_idx_file_is_refused(void) {
     remove_dir();
 }
 
-/* ---- class folders --------------------------------------------------------------------------------------- */
+/* ---- class folders --------------------------------------------------------------------------- */
 
 static void class_folders_are_labelled_by_their_sorted_names(void) {
     make_dir();
@@ -190,7 +207,9 @@ static void class_folders_are_labelled_by_their_sorted_names(void) {
     }
     data_free(s);
     s = open_ok(dir, "val", 0);
-    if (s) CHECK(data_count(s) == 1 && data_classes(s) == 2 && data_label(s, 0) == 1);   /* train's numbers */
+    if (s)
+        CHECK(data_count(s) == 1 && data_classes(s) == 2 &&
+              data_label(s, 0) == 1); /* train's numbers */
     data_free(s);
     remove_dir();
 }
@@ -233,11 +252,13 @@ static void the_limit_is_balanced_and_keeps_the_order(void) {
     data_free(s);
 }
 
-/* ---- shapes ----------------------------------------------------------------------------------------------- */
+/* ---- shapes ---------------------------------------------------------------------------------- */
 
 static void shapes_are_a_function_of_seed_split_and_number(void) {
-    data_set *a = open_ok("builtin:shapes", "train", 0), *b = open_ok("builtin:shapes,seed=42,size=32", "train", 0);
-    data_set *v = open_ok("builtin:shapes", "val", 0), *t = open_ok("builtin:shapes,seed=43", "train", 0);
+    data_set *a = open_ok("builtin:shapes", "train", 0),
+             *b = open_ok("builtin:shapes,seed=42,size=32", "train", 0);
+    data_set *v = open_ok("builtin:shapes", "val", 0),
+             *t = open_ok("builtin:shapes,seed=43", "train", 0);
     if (a && b && v && t) {
         CHECK(data_count(a) == 8000 && data_count(v) == 2000 && data_classes(a) == 10);
         data_image x, y, z, w;
@@ -274,15 +295,28 @@ static void shapes_of_any_size_and_class_are_drawn(void) {
 
 static void a_wrong_shapes_spec_is_refused(void) {
     static const char *const wrong[] = {
-        "builtin:shapes,classes=17", "builtin:shapes,classes=1", "builtin:shapes,size=7", "builtin:shapes,size=",
-        "builtin:shapes,size=32x", "builtin:shapes,siz=32", "builtin:shapes,", "builtin:shapes,train=0",
-        "builtin:shapes,seed=-1", "builtin:shapes,seed=99999999999999999999", "builtin:shapes,size", "builtin:shape",
-        "builtin:shapes2", "builtin:", "builtin:shapes,size=32,,train=5", "builtin:shapes,size= 32",
+        "builtin:shapes,classes=17",
+        "builtin:shapes,classes=1",
+        "builtin:shapes,size=7",
+        "builtin:shapes,size=",
+        "builtin:shapes,size=32x",
+        "builtin:shapes,siz=32",
+        "builtin:shapes,",
+        "builtin:shapes,train=0",
+        "builtin:shapes,seed=-1",
+        "builtin:shapes,seed=99999999999999999999",
+        "builtin:shapes,size",
+        "builtin:shape",
+        "builtin:shapes2",
+        "builtin:",
+        "builtin:shapes,size=32,,train=5",
+        "builtin:shapes,size= 32",
     };
-    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) refuse(wrong[i], "train", ERR_USAGE, "builtin:");
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        refuse(wrong[i], "train", ERR_USAGE, "builtin:");
 }
 
-/* ---- balanced subsets --------------------------------------------------------------------------------------- */
+/* ---- balanced subsets ------------------------------------------------------------------------ */
 
 static void disjoint_ranges_are_disjoint_and_each_is_balanced(void) {
     data_set *s = open_ok("builtin:shapes,classes=7,train=700", "train", 0);
@@ -312,11 +346,13 @@ static void a_class_of_one_image_cannot_be_picked_from(void) {
     data_set *s = open_ok("builtin:shapes,classes=5,train=9", "train", 0);
     int32_t out[9];
     err e = { 0 };
-    if (s) CHECK(!data_pick(s, 1, 0, 4, out, &e) && e.code == ERR_DATA && strstr(e.msg, "hexagon has 1"));
+    if (s)
+        CHECK(!data_pick(s, 1, 0, 4, out, &e) && e.code == ERR_DATA &&
+              strstr(e.msg, "hexagon has 1"));
     data_free(s);
 }
 
-/* ---- preprocessing ---------------------------------------------------------------------------------------- */
+/* ---- preprocessing --------------------------------------------------------------------------- */
 
 /* One batch of evaluation of a single picture, as floats. */
 static bool load_one(const char *name, data_prep p, float *x) {
@@ -332,13 +368,15 @@ static void evaluation_resizes_crops_and_normalises(void) {
     float x[4 * 6 * 3];
     data_prep p = { 4, 6, 3, 0, { .1f, .2f, .3f }, { .5f, .25f, 1 } };
     if (load_one("p/a.png", p, x)) {
-        CHECK(x[0] == (1.0f - .1f) / .5f && x[1] == (51 / 255.0f - .2f) / .25f && x[2] == 51 / 255.0f - .3f);
+        CHECK(x[0] == (1.0f - .1f) / .5f && x[1] == (51 / 255.0f - .2f) / .25f &&
+              x[2] == 51 / 255.0f - .3f);
         CHECK(x[3] == (51 / 255.0f - .1f) / .5f);
     }
-    data_prep shrink = { 2, 2, 3, 2, { 0 }, { 1, 1, 1 } };                    /* to 3×2, the middle of it */
+    data_prep shrink = { 2, 2, 3, 2, { 0 }, { 1, 1, 1 } }; /* to 3×2, the middle of it */
     if (load_one("p/a.png", shrink, x)) CHECK(x[1] == 51 / 255.0f && x[0] < 1);
     data_prep luma = { 4, 6, 1, 0, { 0 }, { 1 } };
-    if (load_one("p/a.png", luma, x)) CHECK(x[1] == 51 / 255.0f && x[0] == ((19595 * 255 + 45941 * 51 + 32768) >> 16) / 255.0f);
+    if (load_one("p/a.png", luma, x))
+        CHECK(x[1] == 51 / 255.0f && x[0] == ((19595 * 255 + 45941 * 51 + 32768) >> 16) / 255.0f);
     data_prep stretch = { 3, 3, 3, 0, { 0 }, { 1, 1, 1 } };
     if (load_one("p/a.png", stretch, x)) CHECK(x[4] == 51 / 255.0f);
     uint8_t g[4] = { 0, 100, 200, 255 };
@@ -346,10 +384,12 @@ static void evaluation_resizes_crops_and_normalises(void) {
     err e = { 0 };
     CHECK_OK(image_write_png(in_dir("p/g.png"), &im, &e), e);
     data_prep grey = { 2, 2, 3, 0, { 0, .5f, 0 }, { 1, 1, 2 } };
-    if (load_one("p/g.png", grey, x)) CHECK(x[3] == 100 / 255.0f && x[4] == 100 / 255.0f - .5f && x[5] == 100 / 255.0f / 2);
+    if (load_one("p/g.png", grey, x))
+        CHECK(x[3] == 100 / 255.0f && x[4] == 100 / 255.0f - .5f && x[5] == 100 / 255.0f / 2);
     CHECK(!data_load_file(in_dir("p/none.png"), &p, x, &e) && e.code == ERR_NOINPUT);
     put_file("p/bad.png", "nonsense", 8);
-    CHECK(!data_load_file(in_dir("p/bad.png"), &p, x, &e) && e.code == ERR_DATA && strstr(e.msg, "bad.png"));
+    CHECK(!data_load_file(in_dir("p/bad.png"), &p, x, &e) && e.code == ERR_DATA &&
+          strstr(e.msg, "bad.png"));
     remove_dir();
 }
 
@@ -375,7 +415,8 @@ static void real_cifar_and_photographs_load(void) {
         CHECK_OK(loader_next(l, &b, &e), e);
         CHECK(b.n == 40 && data_bad(s, NULL, 0) == 0);
         double sum = 0, square = 0, n = 40.0 * 224 * 224 * 3;
-        for (int64_t i = 0; i < 40 * 224 * 224 * 3; i++) sum += (double)b.x[i] / n, square += (double)(b.x[i] * b.x[i]) / n;
+        for (int64_t i = 0; i < 40 * 224 * 224 * 3; i++)
+            sum += (double)b.x[i] / n, square += (double)(b.x[i] * b.x[i]) / n;
         CHECK(fabs(sum) < 1 && square > .3 && square < 3);
         loader_free(l);
     }

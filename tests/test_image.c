@@ -1,5 +1,5 @@
-/* Pictures in and out: JPEG, PNG, EXIF, resize; and what happens to damaged files. The golden numbers
- * and the little files were made with PIL 9.4: colour ramps (12x+10, 20y+10, 255-6x-10y), 20×12. */
+/* Pictures in and out: JPEG, PNG, EXIF, resize; and what happens to damaged files. The golden
+ * numbers and the little files were made with PIL 9.4: colour ramps (12x+10, 20y+10, 255-6x-10y), 20×12. */
 #include <dirent.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -169,7 +169,11 @@ static const uint8_t resized6[] = {
     167, 59,
 };
 
-static const struct { int h, w, c, oh, ow; double x, y, bw, bh; const uint8_t *want; } resize_cases[] = {
+static const struct {
+    int h, w, c, oh, ow;
+    double x, y, bw, bh;
+    const uint8_t *want;
+} resize_cases[] = {
     { 5, 7, 3, 9, 11, 0, 0, 7, 5, resized0 },
     { 11, 9, 1, 4, 5, 0, 0, 9, 11, resized1 },
     { 13, 17, 3, 5, 6, 0, 0, 17, 13, resized2 },
@@ -179,7 +183,7 @@ static const struct { int h, w, c, oh, ow; double x, y, bw, bh; const uint8_t *w
     { 9, 10, 1, 7, 6, 0.5, 1.25, 8.75, 6.75, resized6 },
 };
 
-/* ---- helpers ---------------------------------------------------------------------------------------- */
+/* ---- helpers --------------------------------------------------------------------------------- */
 
 static bool decode(const void *p, size_t n, int want_c, data_image *im, err *e) {
     *e = (err){ 0 };
@@ -236,7 +240,7 @@ static size_t find_segment(const uint8_t *p, size_t n, int marker) {
     return 0;
 }
 
-/* ---- JPEG ------------------------------------------------------------------------------------------- */
+/* ---- JPEG ------------------------------------------------------------------------------------ */
 
 static void jpegs_of_every_usual_kind_decode(void) {
     check_ramp(jpeg_colour, sizeof jpeg_colour, 6);
@@ -279,7 +283,9 @@ static void huffman_tables_above_256_codes_are_refused(void) {
     uint8_t *p = with_segment(table, sizeof table, &n);
     CHECK(refused(p, n, "Huffman table has more than 256"));
     free(p);
-    uint8_t crowded[2 + 2 + 17 + 3] = { 0xFF, 0xC4, 0, 2 + 17 + 3, 0, 3 };   /* three codes of one bit */
+    uint8_t crowded[2 + 2 + 17 + 3] = {
+        0xFF, 0xC4, 0, 2 + 17 + 3, 0, 3
+    }; /* three codes of one bit */
     p = with_segment(crowded, sizeof crowded, &n);
     CHECK(refused(p, n, "Huffman table has more codes"));
     free(p);
@@ -328,10 +334,14 @@ static void a_jpeg_that_lacks_its_tables_or_components_is_refused(void) {
 static void exif_orientation_turns_the_image(void) {
     for (int big = 0; big < 2; big++)
         for (int o = 1; o <= 8; o++) {
-            uint8_t little_endian[] = { 0xFF, 0xE1, 0, 34, 'E', 'x', 'i', 'f', 0, 0, 'I', 'I', 42, 0, 8, 0, 0, 0,
-                                        1, 0, 0x12, 1, 3, 0, 1, 0, 0, 0, (uint8_t)o, 0, 0, 0, 0, 0, 0, 0 };
-            uint8_t big_endian[] = { 0xFF, 0xE1, 0, 34, 'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8,
-                                     0, 1, 1, 0x12, 0, 3, 0, 0, 0, 1, 0, (uint8_t)o, 0, 0, 0, 0, 0, 0 };
+            uint8_t little_endian[] = { 0xFF, 0xE1,       0,    34, 'E', 'x', 'i', 'f', 0,
+                                        0,    'I',        'I',  42, 0,   8,   0,   0,   0,
+                                        1,    0,          0x12, 1,  3,   0,   1,   0,   0,
+                                        0,    (uint8_t)o, 0,    0,  0,   0,   0,   0,   0 };
+            uint8_t big_endian[] = { 0xFF, 0xE1, 0,          34,   'E', 'x', 'i', 'f', 0,
+                                     0,    'M',  'M',        0,    42,  0,   0,   0,   8,
+                                     0,    1,    1,          0x12, 0,   3,   0,   0,   0,
+                                     1,    0,    (uint8_t)o, 0,    0,   0,   0,   0,   0 };
             size_t n;
             uint8_t *p = with_segment(big ? big_endian : little_endian, sizeof big_endian, &n);
             data_image im = { 0 }, flat = { 0 };
@@ -340,13 +350,18 @@ static void exif_orientation_turns_the_image(void) {
             CHECK_OK(decode(jpeg_colour, sizeof jpeg_colour, 0, &flat, &e), e);
             CHECK(im.h == (o < 5 ? 12 : 20) && im.w == (o < 5 ? 20 : 12));
             /* stored pixel (row 0, column 0) appears at this corner: EXIF 2.3, tag 0x0112 */
-            static const struct { bool bottom, right; } corner[9] = { [2] = { 0, 1 }, [3] = { 1, 1 }, [4] = { 1, 0 },
-                [5] = { 0, 0 }, [6] = { 0, 1 }, [7] = { 1, 1 }, [8] = { 1, 0 } };
-            const uint8_t *at = im.x + 3 * ((corner[o].bottom ? im.h - 1 : 0) * im.w + (corner[o].right ? im.w - 1 : 0));
+            static const struct {
+                bool bottom, right;
+            } corner[9] = { [2] = { 0, 1 }, [3] = { 1, 1 }, [4] = { 1, 0 }, [5] = { 0, 0 },
+                            [6] = { 0, 1 }, [7] = { 1, 1 }, [8] = { 1, 0 } };
+            const uint8_t *at = im.x + 3 * ((corner[o].bottom ? im.h - 1 : 0) * im.w +
+                                            (corner[o].right ? im.w - 1 : 0));
             CHECK(!memcmp(at, flat.x, 3));
-            /* the end of stored row 0 is along the first row (1 2), the last (3 4), a column (5 … 8) */
-            static const struct { bool bottom, right; } end[9] = { [1] = { 0, 1 }, [2] = { 0, 0 }, [3] = { 1, 0 },
-                [4] = { 1, 1 }, [5] = { 1, 0 }, [6] = { 1, 1 }, [7] = { 0, 1 }, [8] = { 0, 0 } };
+            /* and the end of stored row 0 at this one */
+            static const struct {
+                bool bottom, right;
+            } end[9] = { [1] = { 0, 1 }, [2] = { 0, 0 }, [3] = { 1, 0 }, [4] = { 1, 1 },
+                         [5] = { 1, 0 }, [6] = { 1, 1 }, [7] = { 0, 1 }, [8] = { 0, 0 } };
             at = im.x + 3 * ((end[o].bottom ? im.h - 1 : 0) * im.w + (end[o].right ? im.w - 1 : 0));
             CHECK(!memcmp(at, flat.x + 3 * 19, 3));
             image_free(&im);
@@ -355,7 +370,7 @@ static void exif_orientation_turns_the_image(void) {
         }
 }
 
-/* ---- PNG -------------------------------------------------------------------------------------------- */
+/* ---- PNG ------------------------------------------------------------------------------------- */
 
 static void pngs_decode_exactly_and_alpha_is_dropped(void) {
     data_image im;
@@ -414,9 +429,9 @@ static void png_written_is_png_read(void) {
     rmdir(dir);
 }
 
-/* ---- damage ----------------------------------------------------------------------------------------- */
+/* ---- damage ---------------------------------------------------------------------------------- */
 
-/* Whatever the bytes: an image of the announced size or a sentence with ERR_DATA, and no stray access. */
+/* Whatever the bytes: an image or a sentence with ERR_DATA, and no stray access. */
 static void try_bytes(const uint8_t *p, size_t n) {
     data_image im;
     err e;
@@ -439,7 +454,8 @@ static void fuzz(const uint8_t *p, size_t n, int rounds, uint64_t seed) {
     for (int i = 0; i < rounds; i++) {
         rng r = rng_at(seed, RNG_TEST, 0, (uint64_t)i);
         memcpy(q, p, n);
-        for (uint32_t k = 1 + rng_below(&r, 6); k; k--) q[rng_below(&r, (uint32_t)n)] = (uint8_t)rng_u32(&r);
+        for (uint32_t k = 1 + rng_below(&r, 6); k; k--)
+            q[rng_below(&r, (uint32_t)n)] = (uint8_t)rng_u32(&r);
         if (rng_below(&r, 4) == 0) {                      /* a run of the file doubled or lost */
             size_t from = rng_below(&r, (uint32_t)n), len = rng_below(&r, (uint32_t)(n - from)) / 2;
             memmove(q + from, q + from + len, n - from - len);
@@ -488,7 +504,7 @@ static void damaged_photographs_never_crash(void) {
     CHECK(files > 0);
 }
 
-/* ---- resize ----------------------------------------------------------------------------------------- */
+/* ---- resize ---------------------------------------------------------------------------------- */
 
 static void resize_equals_pil_bit_for_bit(void) {
     for (size_t i = 0; i < sizeof resize_cases / sizeof *resize_cases; i++) {
@@ -497,11 +513,13 @@ static void resize_equals_pil_bit_for_bit(void) {
         for (int y = 0; y < h; y++)
             for (int k = 0; k < w; k++)
                 for (int j = 0; j < c; j++)
-                    x[(y * w + k) * c + j] = (uint8_t)(7 * k * k + 13 * y * y + 50 * j + 31 * k * y);
+                    x[(y * w + k) * c + j] = (uint8_t)(7 * k * k + 13 * y * y + 50 * j +
+                                                       31 * k * y);
         data_image im = { h, w, c, x }, out = { 0 };
         err e = { 0 };
-        CHECK_OK(image_resize(&im, resize_cases[i].x, resize_cases[i].y, resize_cases[i].bw, resize_cases[i].bh,
-                              resize_cases[i].oh, resize_cases[i].ow, &out, &e), e);
+        CHECK_OK(image_resize(&im, resize_cases[i].x, resize_cases[i].y, resize_cases[i].bw,
+                              resize_cases[i].bh, resize_cases[i].oh, resize_cases[i].ow, &out, &e),
+                 e);
         CHECK(out.h == resize_cases[i].oh && out.w == resize_cases[i].ow && out.c == c);
         if (out.x) CHECK(!memcmp(out.x, resize_cases[i].want, (size_t)(out.h * out.w * c)));
         image_free(&out);

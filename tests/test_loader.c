@@ -1,4 +1,4 @@
-/* Loaders: every image once, and the same batches whoever makes them, whenever they are asked for. */
+/* Loaders: every image once, and the same batches whoever makes them, whenever they are wanted. */
 #include "tests/data_files.h"
 
 static void an_epoch_holds_every_image_once_and_ends(void) {
@@ -52,7 +52,9 @@ static uint64_t fingerprint(data_loader *l, int batches, int64_t floats) {
             h = (h ^ bits) * 1099511628211u;
         }
         for (int i = 0; i < b.n; i++)
-            h = (h ^ (uint64_t)b.label[i] ^ (uint64_t)b.label2[i] << 8 ^ (uint64_t)b.index[i] << 16) * 1099511628211u;
+            h = (h ^ (uint64_t)b.label[i] ^ (uint64_t)b.label2[i] << 8 ^
+                 (uint64_t)b.index[i] << 16) *
+                1099511628211u;
     }
     return h;
 }
@@ -64,7 +66,7 @@ static void bits_do_not_depend_on_workers_or_resume(void) {
     o.shuffle = true;
     o.augment = (data_augment){ .pad = 2, .hflip = .5, .mixup = .4, .erase = .5, .rrc_min = .3 };
     const int64_t floats = 16 * 16 * 3;
-    uint64_t whole = 0, tail = 0;                         /* 7 batches and an end: 8 calls an epoch */
+    uint64_t whole = 0, tail = 0; /* 7 batches and an end: 8 calls an epoch */
     for (int workers = 1; workers <= 5; workers += 2) {
         o.workers = workers;
         data_loader *l = loader_ok(&o);
@@ -148,8 +150,10 @@ static void mirrored_and_padded_images_are_shifts_of_the_original(void) {
                                 int sy = y + dy, sx = (mirror ? 7 - x : x) + dx;
                                 bool in = sy >= 0 && sy < 8 && sx >= 0 && sx < 8;
                                 for (int c = 0; c < 3; c++)
-                                    same = same && b.x[((i * 8 + y) * 8 + x) * 3 + c] ==
-                                                       (in ? (float)im.x[(sy * 8 + sx) * 3 + c] / 255.0f : 0.0f);
+                                    same = same &&
+                                           b.x[((i * 8 + y) * 8 + x) * 3 + c] ==
+                                               (in ? (float)im.x[(sy * 8 + sx) * 3 + c] / 255.0f
+                                                   : 0.0f);
                             }
                         if (same) found++, shifts[dy + 2][dx + 2]++, mirrors += mirror;
                     }
@@ -185,7 +189,8 @@ static void mixup_mixes_with_the_mirror_of_the_batch(void) {
             CHECK_OK(data_decode(s, b.index[i], &p, &e), e);
             CHECK_OK(data_decode(s, b.index[b.n - 1 - i], &q, &e), e);
             for (int j = 0; j < 192; j++)
-                CHECK_CLOSE(b.x[i * 192 + j], ((double)b.lam * p.x[j] + (1 - (double)b.lam) * q.x[j]) / 255, 1e-6);
+                CHECK_CLOSE(b.x[i * 192 + j],
+                            ((double)b.lam * p.x[j] + (1 - (double)b.lam) * q.x[j]) / 255, 1e-6);
             image_free(&p), image_free(&q);
         }
     }
