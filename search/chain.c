@@ -413,7 +413,7 @@ void search_chain_print(const search_chain *c, buf *out)
             buf_printf(out, "%s%d", comma, l);
             comma = ", ";
         }
-    buf_puts(out, "\n pos  conv                                in   out  kernel  stride   size     kind   act\n");
+    buf_puts(out, "\n pos  conv                                in   out  kernel  stride     size   kind   act   (! cannot be removed)\n");
     for (int l = 1; l <= c->L; l++) {
         const search_pos *p = &c->pos[l];
         const nn_node *n = &c->g->node[p->conv];
