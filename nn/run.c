@@ -13,7 +13,7 @@ static void spoil(const nn_plan *p, const nn_buffer *b)
 {
     float *x = (float *)(void *)(p->mem.base + b->offset);
     for (size_t i = 0; i < b->bytes / sizeof *x; i++)
-        x[i] = NAN;
+        x[i] = (float)NAN;
 }
 
 /* Before and after time t: what begins holds nothing yet, what ended holds nothing any more. */

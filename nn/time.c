@@ -29,7 +29,7 @@ static double forward_ms(nn_plan *p, int repeat)
 static void warm(candidate *c, double warm_ms, double min_sample_ms)
 {
     const int64_t t0 = clock_ns();
-    double best = INFINITY;
+    double best = HUGE_VAL;
     do {
         const double ms = forward_ms(c->plan, 1);
         best = ms < best ? ms : best;

@@ -95,7 +95,7 @@ static inline double naive_concat(const naive_args *g, int n, int h, int w, int 
 
 static inline double naive_maxpool(const naive_args *g, int n, int h, int w, int c)
 {
-    double best = -INFINITY;
+    double best = -HUGE_VAL;
     for (int i = 0; i < g->a->k[0]; i++)
         for (int j = 0; j < g->a->k[1]; j++) {
             const int y = h * g->a->stride[0] - g->a->pad[0] + i, x = w * g->a->stride[1] - g->a->pad[2] + j;

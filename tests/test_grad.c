@@ -96,7 +96,7 @@ static double_world *open_double(const sample *s, nn_plan *p)
 static double off_by(double_world *d, double *x, double grad, double enough)
 {
     const double at = *x;
-    double best = INFINITY;
+    double best = HUGE_VAL;
     for (double h = 1e-5; h > 5e-8 && best > enough; h /= 10) {
         *x = at + h;
         const double up = double_loss(d);
