@@ -4,8 +4,8 @@
  *
  * Every function here uses the pool (par_for), cuts its work by shape and adds partial sums in
  * index order: the result does not depend on the number of threads. None allocates except the
- * *_new functions. core/kern/kern_ref.c is the definition of correct; the AVX2 and AVX-512 files
- * fill the same table and are chosen once by core_init. NaN in gives NaN out. */
+ * *_new functions. The inner loops are one body compiled for plain vectors, AVX2 and AVX-512, chosen
+ * once by core_init; core/kern/kern_ref.c is the definition of convolution. NaN in gives NaN out. */
 #ifndef LM_KERN_H
 #define LM_KERN_H
 
@@ -70,7 +70,8 @@ size_t bn_scratch_bytes(int64_t rows, int c);
 void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta, float eps,
                 const float *residual, act_kind act, float *mean, float *var, float *invstd,
                 float *y, void *scratch);
-/* Backward of the above. y is the fused output (masks the activation; not read for ACT_NONE).
+/* Backward of the above. y is the fused output (masks the activation; not read for ACT_NONE). Not
+ * for ACT_SILU, whose slope the output does not tell: there use act_backward, then this without.
  * dx = or += ; dres (may be NULL) = or += gradient of the residual; dgamma, dbeta = or += .
  * dx.p may be NULL; dx or dres, not both, may be dy's memory. */
 typedef struct { float *p; bool accumulate; } grad_out;

@@ -80,6 +80,7 @@ void   im2col_weight_grad(const im2col_plan *p, const float *x, const float *dy,
 
 /* Out-channels of a group as panels of two vectors, the last of one if that is enough. */
 typedef struct { int first, nv, lanes; } panel;         /* lanes: valid in the last vector */
+void  silu_in_place(float *y, int channels);
 int   panel_count(int channels);
 panel panel_at(int channels, int i);
 

@@ -286,13 +286,10 @@ static void run_tiles(const tile_job *j, unit u, tile_args t, int nv, int first,
     }
 }
 
-static void silu_unit(const tile_plan *p, unit u, float *y, int first, int channels)
+/* SiLU is no clamp: it follows while the outputs are still in the cache. */
+void silu_in_place(float *y, int channels)
 {
-    for (int k = 0; k < u.imgs * u.rows * u.cols; k++)
-        for (int c = first; c < first + channels; c++) {
-            float *v = y + p->oy[k] + c;
-            *v = act_value(ACT_SILU, *v);
-        }
+    kern.affine(&(norm_args){ .count = channels, .width = channels, .x = y, .act = ACT_SILU, .out = y });
 }
 
 static void run_task(void *ctx, int64_t i, int worker)
@@ -324,7 +321,8 @@ static void run_task(void *ctx, int64_t i, int worker)
             .residual = j->ep->residual ? j->ep->residual + at + o : NULL, .lo = j->lo, .hi = j->hi };
         for (int r = 0; p->by_rows && r < pixels; r += u.cols) run_tiles(j, u, t, v.nv, r, u.cols);
         if (!p->by_rows) run_tiles(j, u, t, v.nv, 0, pixels);
-        if (j->ep->act == ACT_SILU) silu_unit(p, u, j->y + at + o, 0, (v.nv - 1) * kern.lanes + v.lanes);
+        for (int k0 = 0; j->ep->act == ACT_SILU && k0 < pixels; k0++)
+            silu_in_place(t.y + p->oy[k0], (v.nv - 1) * kern.lanes + v.lanes);
     }
 }
 

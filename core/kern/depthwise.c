@@ -154,8 +154,7 @@ static void run_row(const dw_job *j, int64_t n, int r, int c0, int channels)
             .bias = j->ep->bias ? j->ep->bias + c0 : NULL, .residual = j->ep->residual ? j->ep->residual + at : NULL,
             .lo = j->lo, .hi = j->hi, .count = t.count, .channels = channels };
         kern.dw[p->width][p->inner - 1](&d);
-        for (int q = 0; j->ep->act == ACT_SILU && q < t.count; q++)
-            for (int c = 0; c < channels; c++) d.y[q * g->y_col + c] = act_value(ACT_SILU, d.y[q * g->y_col + c]);
+        for (int q = 0; j->ep->act == ACT_SILU && q < t.count; q++) silu_in_place(d.y + q * g->y_col, channels);
     }
 }
 

@@ -67,6 +67,27 @@ typedef struct {
     float *sum;
 } dw_wargs;
 
+/* ---- rows × channels, plain vectors: body_norm.h ------------------------------------------------ */
+
+typedef struct {
+    int64_t rows, count; int c, width;                  /* sums: rows × c; else count floats, patterns of width */
+    const float *x, *y, *dy, *residual, *mean;
+    const float *p0, *p1, *p2;                          /* patterns; affine: either may be NULL */
+    act_kind act;
+    float gate_high;                                    /* the gate of the ReLU kinds: 0 < y < gate_high; NaN: no end */
+    double *sum;                                        /* [2][c] */
+    float *out;
+    grad_out dx, dres;
+} norm_args;
+
+typedef struct {
+    int64_t count;
+    float *w, *m, *v;
+    const float *g;
+    float gscale, lr, mu, wd, b1, b2, eps, step, root_c2, a, b;
+    bool flag, nesterov;                                /* flag: SGD's first step; Adam's decoupled decay */
+} optim_args;
+
 /* ---- the table ----------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -76,6 +97,16 @@ typedef struct {
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
     void (*dw_wgrad[DW_WIDTHS][2])(const dw_wargs *);
+    void (*moments)(const norm_args *);                 /* sums of x and x² */
+    void (*back_moments)(const norm_args *);            /* sums of dz and dz*(x - mean) */
+    void (*affine)(const norm_args *);
+    void (*bn_back)(const norm_args *);
+    void (*act_back)(const norm_args *);
+    void (*sgd)(const optim_args *);
+    void (*adam)(const optim_args *);
+    void (*blend)(const optim_args *);
+    double (*squares)(int64_t count, const float *x);
+    bool (*finite)(int64_t count, const float *x);
     double (*fma_spin)(int64_t steps);                  /* steps * fma_chains * lanes multiply-adds, no memory */
     int fma_chains;
 } kern_table;

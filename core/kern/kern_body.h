@@ -5,10 +5,12 @@
 
 #include "core/kern/body_conv.h"
 #include "core/kern/body_dw.h"
+#include "core/kern/body_norm.h"
 
 void KERN_NAME(kern_table *k)
 {
     k->lanes = LANES;
     fill_conv(k);
     fill_dw(k);
+    fill_norm(k);
 }

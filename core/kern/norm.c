@@ -6,80 +6,110 @@
 
 /* Rows are cut into at most MAX_BLOCKS blocks; each leaves two double sums per channel in scratch,
  * which are then added in block order. */
-enum { MAX_BLOCKS = 64, BLOCK_FLOATS = 16384 };
+enum { MAX_BLOCKS = 32, BLOCK_FLOATS = 16384 };
+
+/* Patterns of few channels are repeated until they fill vectors. */
+enum { PATTERN = 128, PATTERN_STEP = 16 };
+
+typedef struct {
+    norm_args a;                 /* of all rows */
+    int64_t rows_per_block;
+} norm_job;
 
 static int64_t block_rows(int64_t rows, int c)
 {
     return kern_max(kern_div_up(rows, MAX_BLOCKS), kern_max(1, BLOCK_FLOATS / c));
 }
 
+static const float *skip(const float *p, int64_t n) { return p ? p + n : NULL; }
+
+/* The arguments of block i. */
+static norm_args block_args(const norm_job *j, int64_t i)
+{
+    norm_args a = j->a;
+    int64_t r0 = i * j->rows_per_block, at = r0 * a.c;
+    a.rows = kern_min(j->rows_per_block, a.rows - r0);
+    a.count = a.rows * a.c;
+    a.x = skip(a.x, at);
+    a.y = skip(a.y, at);
+    a.dy = skip(a.dy, at);
+    a.residual = skip(a.residual, at);
+    if (a.sum) a.sum += i * 2 * a.c;
+    if (a.out) a.out += at;
+    if (a.dx.p) a.dx.p += at;
+    if (a.dres.p) a.dres.p += at;
+    return a;
+}
+
+#define BLOCK_FN(name) \
+    static void name##_block(void *ctx, int64_t i, int worker) \
+    { \
+        (void)worker; \
+        norm_args a = block_args(ctx, i); \
+        kern.name(&a); \
+    }
+BLOCK_FN(moments)
+BLOCK_FN(back_moments)
+BLOCK_FN(affine)
+BLOCK_FN(bn_back)
+BLOCK_FN(act_back)
+
+static void over_blocks(norm_job *j, par_fn *fn)
+{
+    par_for(kern_div_up(j->a.rows, j->rows_per_block), fn, j);
+}
+
+/* Sums of all blocks, in order, into block 0. */
+static void sum_rows(norm_job *j, par_fn *fn)
+{
+    over_blocks(j, fn);
+    int64_t blocks = kern_div_up(j->a.rows, j->rows_per_block), n = 2 * j->a.c;
+    for (int64_t b = 1; b < blocks; b++)
+        for (int64_t i = 0; i < n; i++) j->a.sum[i] += j->a.sum[b * n + i];
+}
+
+/* Rows to a pattern: 1, or as many as make whole vectors of few channels. */
+static int pattern_rows(int c)
+{
+    int best = 1;
+    for (int k = 1; k * c <= PATTERN; k++) {
+        best = k;
+        if (k * c % PATTERN_STEP == 0 && k * c >= PATTERN / 2) break;
+    }
+    return best;
+}
+
+static void repeat(float *pattern, int c, int width)
+{
+    for (int i = c; i < width; i++) pattern[i] = pattern[i - c];
+}
+
+/* Scratch: sums of the blocks, then three patterns. */
+static size_t pattern_room(int c) { return (size_t)kern_max(c, PATTERN); }
+
 size_t bn_scratch_bytes(int64_t rows, int c)
 {
     int64_t blocks = kern_div_up(rows, block_rows(rows, c));
-    return (size_t)blocks * 2 * (size_t)c * sizeof(double) + 3 * (size_t)c * sizeof(float);
+    return (size_t)blocks * 2 * (size_t)c * sizeof(double) + 3 * pattern_room(c) * sizeof(float);
 }
 
-typedef struct {
-    int64_t rows, per_block;
-    int c;
-    const float *x, *y, *dy, *residual;
-    const float *mean, *invstd, *scale, *shift;
-    const float *mul_dz, *mul_x, *add;                  /* backward: dx = dz*mul_dz + x*mul_x + add */
-    act_kind act;
-    double *sum;                                        /* [block][2][c] */
-    grad_out dx, dres;
-    float *out;
-} norm_job;
-
-static void moments_block(void *ctx, int64_t i, int worker)
+static float *pattern_at(const norm_job *j, int i)
 {
-    (void)worker;
-    const norm_job *j = ctx;
-    int C = j->c;
-    double *s = j->sum + i * 2 * C, *q = s + C;
-    memset(s, 0, 2 * (size_t)C * sizeof *s);
-    for (int64_t r = i * j->per_block; r < kern_min(j->rows, (i + 1) * j->per_block); r++)
-        for (int c = 0; c < C; c++) {
-            double v = (double)j->x[r * C + c];
-            s[c] += v;
-            q[c] += v * v;
-        }
+    int64_t blocks = kern_div_up(j->a.rows, j->rows_per_block);
+    return (float *)(j->a.sum + blocks * 2 * j->a.c) + (size_t)i * pattern_room(j->a.c);
 }
 
-/* Block sums into block 0, in order. */
-static void add_blocks(double *sum, int64_t blocks, int c)
-{
-    for (int64_t b = 1; b < blocks; b++)
-        for (int i = 0; i < 2 * c; i++) sum[i] += sum[b * 2 * c + i];
-}
-
-static void affine_block(void *ctx, int64_t i, int worker)
-{
-    (void)worker;
-    const norm_job *j = ctx;
-    int C = j->c;
-    for (int64_t r = i * j->per_block; r < kern_min(j->rows, (i + 1) * j->per_block); r++)
-        for (int c = 0; c < C; c++) {
-            float v = j->x[r * C + c];
-            if (j->scale) v *= j->scale[c];
-            if (j->shift) v += j->shift[c];
-            if (j->residual) v += j->residual[r * C + c];
-            j->out[r * C + c] = act_value(j->act, v);
-        }
-}
+static float gate_high(act_kind act) { return act == ACT_RELU6 ? 6 : NAN; }
 
 void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta, float eps,
                 const float *residual, act_kind act, float *mean, float *var, float *invstd,
                 float *y, void *scratch)
 {
-    int64_t per = block_rows(rows, c), blocks = kern_div_up(rows, per);
-    norm_job j = { .rows = rows, .per_block = per, .c = c, .x = x, .residual = residual, .act = act,
-                   .sum = scratch, .out = y };
-    float *scale = (float *)(j.sum + blocks * 2 * c), *shift = scale + c;
-    par_for(blocks, moments_block, &j);
-    add_blocks(j.sum, blocks, c);
+    norm_job j = { { .rows = rows, .c = c, .width = c * pattern_rows(c), .x = x, .act = act, .sum = scratch }, block_rows(rows, c) };
+    sum_rows(&j, moments_block);
+    float *scale = pattern_at(&j, 0), *shift = pattern_at(&j, 1);
     for (int i = 0; i < c; i++) {
-        double m = j.sum[i] / (double)rows, v = j.sum[c + i] / (double)rows - m * m;
+        double m = j.a.sum[i] / (double)rows, v = j.a.sum[c + i] / (double)rows - m * m;
         v = v < 0 ? 0 : v;
         double s = 1 / sqrt(v + (double)eps);
         mean[i] = (float)m;
@@ -88,113 +118,82 @@ void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const f
         scale[i] = (float)((double)gamma[i] * s);
         shift[i] = (float)((double)beta[i] - m * (double)gamma[i] * s);
     }
-    j.scale = scale;
-    j.shift = shift;
-    par_for(blocks, affine_block, &j);
+    repeat(scale, c, j.a.width);
+    repeat(shift, c, j.a.width);
+    j.a.sum = NULL;
+    j.a.p0 = scale;
+    j.a.p1 = shift;
+    j.a.residual = residual;
+    j.a.out = y;
+    over_blocks(&j, affine_block);
 }
 
-static void backward_sums_block(void *ctx, int64_t i, int worker)
+static void put(grad_out g, int64_t at, double v)
 {
-    (void)worker;
-    const norm_job *j = ctx;
-    int C = j->c;
-    double *s = j->sum + i * 2 * C, *q = s + C;
-    memset(s, 0, 2 * (size_t)C * sizeof *s);
-    for (int64_t r = i * j->per_block; r < kern_min(j->rows, (i + 1) * j->per_block); r++)
-        for (int c = 0; c < C; c++) {
-            float dz = j->dy[r * C + c];
-            if (j->act != ACT_NONE) dz *= act_slope(j->act, j->y[r * C + c]);
-            s[c] += (double)dz;
-            q[c] += (double)dz * (double)((j->x[r * C + c] - j->mean[c]) * j->invstd[c]);
-        }
-}
-
-static void put(grad_out g, int64_t at, float v)
-{
-    if (g.p) g.p[at] = g.accumulate ? g.p[at] + v : v;
-}
-
-static void backward_block(void *ctx, int64_t i, int worker)
-{
-    (void)worker;
-    const norm_job *j = ctx;
-    int C = j->c;
-    for (int64_t r = i * j->per_block; r < kern_min(j->rows, (i + 1) * j->per_block); r++)
-        for (int c = 0; c < C; c++) {
-            int64_t at = r * C + c;
-            float dz = j->dy[at];
-            if (j->act != ACT_NONE) dz *= act_slope(j->act, j->y[at]);
-            put(j->dx, at, dz * j->mul_dz[c] + j->x[at] * j->mul_x[c] + j->add[c]);
-            put(j->dres, at, dz);
-        }
+    if (g.p) g.p[at] = g.accumulate ? g.p[at] + (float)v : (float)v;
 }
 
 void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy,
                  const float *gamma, const float *mean, const float *invstd, act_kind act,
                  grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch)
 {
-    int64_t per = block_rows(rows, c), blocks = kern_div_up(rows, per);
-    norm_job j = { .rows = rows, .per_block = per, .c = c, .x = x, .y = y, .dy = dy, .mean = mean,
-                   .invstd = invstd, .act = act, .sum = scratch, .dx = dx, .dres = dres };
-    par_for(blocks, backward_sums_block, &j);
-    add_blocks(j.sum, blocks, c);
+    norm_job j = { { .rows = rows, .c = c, .width = c * pattern_rows(c), .x = x, .y = y, .dy = dy, .mean = mean, .act = act,
+                     .gate_high = gate_high(act), .sum = scratch }, block_rows(rows, c) };
+    sum_rows(&j, back_moments_block);
     /* dx = gamma*invstd*(dz - mean(dz) - xhat*mean(dz*xhat)), xhat = (x-mean)*invstd */
-    float *mul_dz = (float *)(j.sum + blocks * 2 * c), *mul_x = mul_dz + c, *add = mul_x + c;
+    float *by_dz = pattern_at(&j, 0), *by_x = pattern_at(&j, 1), *add = pattern_at(&j, 2);
     for (int i = 0; i < c; i++) {
-        double g = (double)gamma[i] * (double)invstd[i], s = j.sum[i] / (double)rows;
-        double q = j.sum[c + i] / (double)rows * (double)invstd[i];
-        put(dbeta, i, (float)j.sum[i]);
-        put(dgamma, i, (float)j.sum[c + i]);
-        mul_dz[i] = (float)g;
-        mul_x[i] = (float)(-g * q);
-        add[i] = (float)(g * (q * (double)mean[i] - s));
+        double inv = (double)invstd[i], g = (double)gamma[i] * inv, dz = j.a.sum[i], dz_xhat = j.a.sum[c + i] * inv;
+        double slope = dz_xhat / (double)rows * inv;
+        put(dbeta, i, dz);
+        put(dgamma, i, dz_xhat);
+        by_dz[i] = (float)g;
+        by_x[i] = (float)(-g * slope);
+        add[i] = (float)(g * (slope * (double)mean[i] - dz / (double)rows));
     }
-    j.mul_dz = mul_dz;
-    j.mul_x = mul_x;
-    j.add = add;
-    par_for(blocks, backward_block, &j);
+    repeat(by_dz, c, j.a.width);
+    repeat(by_x, c, j.a.width);
+    repeat(add, c, j.a.width);
+    j.a.sum = NULL;
+    j.a.p0 = by_dz;
+    j.a.p1 = by_x;
+    j.a.p2 = add;
+    j.a.dx = dx;
+    j.a.dres = dres;
+    over_blocks(&j, bn_back_block);
+}
+
+/* p repeated to `width` floats in own; many channels are used where they are. */
+static const float *widen(const float *p, int c, int width, float own[PATTERN])
+{
+    if (!p || width == c) return p;
+    memcpy(own, p, (size_t)c * sizeof *own);
+    repeat(own, c, width);
+    return own;
 }
 
 void affine_forward(int64_t rows, int c, const float *x, const float *scale, const float *shift,
                     const float *residual, act_kind act, float *y)
 {
-    int64_t per = kern_max(1, BLOCK_FLOATS / c);
-    norm_job j = { .rows = rows, .per_block = per, .c = c, .x = x, .scale = scale, .shift = shift,
-                   .residual = residual, .act = act, .out = y };
-    par_for(kern_div_up(rows, per), affine_block, &j);
-}
-
-typedef struct {
-    int64_t count;
-    act_kind act;
-    const float *x, *y, *dy;
-    bool accumulate;
-    float *out;
-} act_job;
-
-static void act_back_block(void *ctx, int64_t i, int worker)
-{
-    (void)worker;
-    const act_job *j = ctx;
-    const float *by = j->act == ACT_SILU ? j->x : j->y;
-    for (int64_t k = i * BLOCK_FLOATS; k < kern_min(j->count, (i + 1) * BLOCK_FLOATS); k++) {
-        float v = j->dy[k] * (j->act == ACT_NONE ? 1 : act_slope(j->act, by[k]));
-        j->out[k] = j->accumulate ? j->out[k] + v : v;
-    }
+    float own[2][PATTERN];
+    int width = c * pattern_rows(c);
+    norm_job j = { { .rows = rows, .c = c, .width = width, .x = x, .p0 = widen(scale, c, width, own[0]),
+                     .p1 = widen(shift, c, width, own[1]), .residual = residual, .act = act, .out = y },
+                   kern_max(1, BLOCK_FLOATS / c) };
+    over_blocks(&j, affine_block);
 }
 
 void act_backward(int64_t count, act_kind act, const float *x, const float *y, const float *dy,
                   bool accumulate, float *dx)
 {
-    par_for(kern_div_up(count, BLOCK_FLOATS), act_back_block,
-            &(act_job){ .count = count, .act = act, .x = x, .y = y, .dy = dy, .accumulate = accumulate, .out = dx });
+    norm_job j = { { .rows = count, .c = 1, .x = x, .y = y, .dy = dy, .act = act, .gate_high = gate_high(act),
+                     .dx = { dx, accumulate } }, BLOCK_FLOATS };
+    over_blocks(&j, act_back_block);
 }
 
 void channel_sum(int64_t rows, int c, const float *x, bool accumulate, float *out, void *scratch)
 {
-    int64_t per = block_rows(rows, c), blocks = kern_div_up(rows, per);
-    norm_job j = { .rows = rows, .per_block = per, .c = c, .x = x, .sum = scratch };
-    par_for(blocks, moments_block, &j);
-    add_blocks(j.sum, blocks, c);
-    for (int i = 0; i < c; i++) put((grad_out){ out, accumulate }, i, (float)j.sum[i]);
+    norm_job j = { { .rows = rows, .c = c, .x = x, .sum = scratch }, block_rows(rows, c) };
+    sum_rows(&j, moments_block);
+    for (int i = 0; i < c; i++) put((grad_out){ out, accumulate }, i, j.a.sum[i]);
 }

@@ -3,10 +3,13 @@
  *
  * Loads and stores of the first n lanes (1 <= n <= LANES) touch no other memory; lanes not loaded
  * are zero. v_max and v_min return their second argument when either is NaN, so v_max(zero, x)
- * lets a NaN in x through. v_fma rounds once where the machine can. */
+ * lets a NaN in x through. v_fma rounds once where the machine can.
+ * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
+ * back). vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
 #ifndef LM_SIMD_H
 #define LM_SIMD_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -37,6 +40,25 @@ INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+INLINE vf v_gate(vf y, vf lo, vf hi, vf v)
+{
+    __mmask16 open = _mm512_cmp_ps_mask(y, lo, _CMP_NLE_UQ) & _mm512_cmp_ps_mask(y, hi, _CMP_NGE_UQ);
+    return _mm512_maskz_mov_ps(open, v);
+}
+/* 2^n, where the low bits of a float hold the integer n. */
+INLINE vf v_pow2(vf a)
+{
+    __m512i one = _mm512_set1_epi32(0x3f800000), n = _mm512_slli_epi32(_mm512_castps_si512(a), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(n, one));
+}
+typedef __m512d vd;
+INLINE vd v_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+INLINE vd v_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+INLINE vd d_zero(void) { return _mm512_setzero_pd(); }
+INLINE vd d_add(vd a, vd b) { return _mm512_add_pd(a, b); }
+INLINE vd d_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+INLINE void d_store(double *p, vd a) { _mm512_storeu_pd(p, a); }
 
 #elif defined(__AVX2__)
 
@@ -65,6 +87,24 @@ INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+INLINE vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+INLINE vf v_gate(vf y, vf lo, vf hi, vf v)
+{
+    vf open = _mm256_and_ps(_mm256_cmp_ps(y, lo, _CMP_NLE_UQ), _mm256_cmp_ps(y, hi, _CMP_NGE_UQ));
+    return _mm256_and_ps(open, v);
+}
+INLINE vf v_pow2(vf a)
+{
+    __m256i one = _mm256_set1_epi32(0x3f800000), n = _mm256_slli_epi32(_mm256_castps_si256(a), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(n, one));
+}
+typedef __m256d vd;
+INLINE vd v_lo(vf a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
+INLINE vd v_hi(vf a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
+INLINE vd d_zero(void) { return _mm256_setzero_pd(); }
+INLINE vd d_add(vd a, vd b) { return _mm256_add_pd(a, b); }
+INLINE vd d_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE void d_store(double *p, vd a) { _mm256_storeu_pd(p, a); }
 
 #else
 
@@ -95,6 +135,38 @@ INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf v_select(vi which, vf a, vf b) { return (vf)((which & (vi)a) | (~which & (vi)b)); }
 INLINE vf v_max(vf a, vf b) { return v_select(a > b, a, b); }
 INLINE vf v_min(vf a, vf b) { return v_select(a < b, a, b); }
+INLINE vf v_sqrt(vf a) { return (vf){ sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3]) }; }
+INLINE vf v_gate(vf y, vf lo, vf hi, vf v) { return (vf)(~((y <= lo) | (y >= hi)) & (vi)v); }
+INLINE vf v_pow2(vf a) { return (vf)(((vi)a << 23) + 0x3f800000); }
+typedef double vd __attribute__((vector_size(16)));
+INLINE vd v_lo(vf a) { return (vd){ (double)a[0], (double)a[1] }; }
+INLINE vd v_hi(vf a) { return (vd){ (double)a[2], (double)a[3] }; }
+INLINE vd d_zero(void) { return (vd){ 0 }; }
+INLINE vd d_add(vd a, vd b) { return a + b; }
+INLINE vd d_fma(vd a, vd b, vd c) { return a * b + c; }
+INLINE void d_store(double *p, vd a) { memcpy(p, &a, sizeof a); }
 
 #endif
+
+/* e^x to about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor's series of r.
+ * Saturates where float does; NaN stays NaN. */
+INLINE vf v_exp(vf x)
+{
+    const vf magic = v_set1(12582912.0f);               /* 1.5·2^23: adding it rounds to an integer */
+    x = v_min(v_set1(88.3f), v_max(v_set1(-87.3f), x));
+    vf t = v_fma(x, v_set1(1.44269504f), magic), n = v_sub(t, magic);
+    vf r = v_fma(n, v_set1(-0.693359375f), x);          /* ln 2 in two parts */
+    r = v_fma(n, v_set1(2.12194440e-4f), r);
+    vf p = v_fma(r, v_set1(1.0f / 5040), v_set1(1.0f / 720));
+    p = v_fma(p, r, v_set1(1.0f / 120));
+    p = v_fma(p, r, v_set1(1.0f / 24));
+    p = v_fma(p, r, v_set1(1.0f / 6));
+    p = v_fma(p, r, v_set1(0.5f));
+    p = v_fma(p, r, v_set1(1.0f));
+    p = v_fma(p, r, v_set1(1.0f));
+    return v_mul(p, v_pow2(t));
+}
+
+INLINE vf v_sigmoid(vf x) { return v_div(v_set1(1), v_add(v_set1(1), v_exp(v_sub(v_zero(), x)))); }
+
 #endif
