@@ -23,7 +23,8 @@ static bool read_labels(const char *model, int classes, label_list *l, err *e) {
     if (nn_model_find(model)) return true;
     if (!tensor_file_open(&f, model, e)) return false;
     const char *text = tensor_file_meta(&f, "labels");
-    bool ok = !text || ((l->text = mem_text(text, e)) && (l->name = mem_new((size_t)classes, sizeof *l->name, e)));
+    bool ok = !text || ((l->text = mem_text(text, e))
+                        && (l->name = mem_new((size_t)classes, sizeof *l->name, e)));
     tensor_file_close(&f);
     if (!ok || !text) return ok;
     for (char *s = l->text; s && l->n < classes; l->n++) {
@@ -105,7 +106,8 @@ static bool set_up(work *w, const predict_options *o, err *e) {
     w->classes = (int)(d[1] * d[2] * d[3]);
     w->top = o->top < w->classes ? (int)o->top : w->classes;
     w->plan = nn_plan_new(w->g, NN_INFER, 1, e);
-    return w->plan && data_prep_parse(&w->prep, w->g->prep, e) && read_labels(o->model, w->classes, &w->labels, e)
+    return w->plan && data_prep_parse(&w->prep, w->g->prep, e)
+        && read_labels(o->model, w->classes, &w->labels, e)
         && (w->rank = mem_new((size_t)w->classes, sizeof *w->rank, e));
 }
 

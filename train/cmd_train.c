@@ -12,7 +12,7 @@
     X(epochs, "epochs", epochs, double, 0, 1e6, "passes over the training images; may be fractional") \
     X(batch, "batch", batch, int, 1, 1 << 20, "images per step") \
     X(batch_size, "batch-size", batch, int, 1, 1 << 20, "the same as --batch") \
-    X(lr, "lr", lr, double, 0, 1e6, "peak learning rate") \
+    X(lr, "lr", lr, double, 0, 1e38, "peak learning rate") \
     X(warmup, "warmup-epochs", warmup_epochs, double, 0, 1e6, "epochs of linear rise to it") \
     X(momentum, "momentum", momentum, double, 0, 0.999999, "of SGD; Adam's first beta") \
     X(decay, "weight-decay", weight_decay, double, 0, 1e6, "pull of the weights towards 0") \

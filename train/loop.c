@@ -46,7 +46,7 @@ static bool make_loader(trainer *t, err *e) {
 static bool make_networks(trainer *t, err *e) {
     const train_job *job = t->job;
     bool kd = t->r->kd > 0;
-    t->net = nn_graph_with_loss(job->g, t->r->smoothing, kd ? t->r->kd : 0, kd ? t->r->temperature : 0, e);
+    t->net = nn_graph_with_loss(job->g, t->r->smoothing, t->r->kd, kd ? t->r->temperature : 0, e);
     if (!t->net) return false;
     assert(t->net->n_param == job->g->n_param);
     if (t->r->ema > 0 && !(t->average = nn_graph_copy(job->g, e))) return false;

@@ -135,7 +135,8 @@ bool train_bn_estimate(nn_graph *g, const data_set *s, const int32_t *index, int
     nn_plan *plan = nn_plan_new(g, NN_TRAIN, o.batch, e);
     data_loader *loader = plan ? loader_new(&o, e) : NULL;
     bool ok = loader != NULL;
-    size_t bytes = (size_t)o.batch * (size_t)o.prep.h * (size_t)o.prep.w * (size_t)o.prep.c * sizeof(float);
+    size_t pixels = (size_t)o.prep.h * (size_t)o.prep.w;
+    size_t bytes = (size_t)o.batch * pixels * (size_t)o.prep.c * sizeof(float);
     int64_t batches = loader ? loader_batches(loader) : 0;
     if (loader) loader_seek(loader, 0, 0);
     for (int64_t i = 0; ok && i < batches; i++) {

@@ -10,12 +10,12 @@
 
 const train_recipe train_recipes[] = {
     { .name = "cifar-resnet",
-      .source = "Zagoruyko and Komodakis 2016, section 3, with the cosine of Loshchilov and Hutter 2017",
+      .source = "Zagoruyko and Komodakis 2016, with the cosine of Loshchilov and Hutter 2017",
       .epochs = 200, .batch = 128, SGD, .lr = 0.1, .nesterov = true, .weight_decay = 5e-4,
       .sched = SCHED_COSINE, .warmup_epochs = 1, .temperature = 1, SMALL_IMAGES },
 
     { .name = "cifar-resnet-step",
-      .source = "He et al. 2016, section 4.2: 64 000 iterations, divided by ten at a half and three quarters",
+      .source = "He et al. 2016, section 4.2: a tenth at 32 000 and 48 000 of 64 000 iterations",
       .epochs = 164, .batch = 128, SGD, .lr = 0.1, .weight_decay = 1e-4,
       .sched = SCHED_STEP, .temperature = 1, SMALL_IMAGES },
 
