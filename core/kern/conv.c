@@ -39,69 +39,83 @@ int64_t conv_macs(const conv_shape *s)
 }
 
 
-/* A gather on the road of its plan. */
-typedef struct { tile_plan *tile; dw_plan *dw; } gather_plan;
-
 typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE } road_kind;
+
+/* The gathers of one pass, all on the tile or all depthwise. */
+typedef struct { tile_plan **tile; dw_plan **dw; int n; size_t packed; } gather_set;
 
 struct conv_plan {
     conv_shape s;
     road_kind road;
-    gather_plan forward, *back;  /* back: one per phase */
-    int phases;
+    gather_set forward, back;
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
     im2col_plan *im2col;
 };
 
-static bool gather_plan_new(gather_plan *p, const gather *g, const conv_shape *s, road_kind road, err *e)
+static bool set_add(gather_set *set, const gather *g, const conv_shape *s, err *e)
 {
-    if (road == DEPTHWISE) return (p->dw = dw_plan_new(g, s, e));
-    return (p->tile = tile_plan_new(g, s, e));
+    if (set->dw) {
+        if (!(set->dw[set->n] = dw_plan_new(g, s, set->packed, e))) return false;
+        set->packed += dw_packed_floats(set->dw[set->n++]);
+    } else {
+        if (!(set->tile[set->n] = tile_plan_new(g, s, set->packed, e))) return false;
+        set->packed += tile_packed_floats(set->tile[set->n++]);
+    }
+    return true;
 }
 
-static void gather_plan_free(gather_plan *p)
-{
-    tile_plan_free(p->tile);
-    dw_plan_free(p->dw);
-}
-
-static size_t gather_packed(const gather_plan *p) { return p->dw ? dw_packed_floats(p->dw) : tile_packed_floats(p->tile); }
-
-static void gather_pack(const gather_plan *p, const float *w, float *packed)
-{
-    if (p->dw) dw_pack(p->dw, w, packed);
-    else tile_pack(p->tile, w, packed);
-}
-
-static void gather_run(const gather_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
-                       float *y, float *scratch)
-{
-    if (p->dw) dw_run(p->dw, x, packed, ep, y);
-    else tile_run(p->tile, x, packed, ep, y, scratch);
-}
-
-static bool back_new(conv_plan *p, err *e)
+static bool set_new(gather_set *set, conv_plan *p, conv_pass pass, err *e)
 {
     const conv_shape *s = &p->s;
-    size_t phases = (size_t)s->sh * (size_t)s->sw;
+    size_t phases = pass == CONV_FORWARD ? 1 : (size_t)s->sh * (size_t)s->sw;
     gather *g = mem_new(phases, sizeof *g, e);
-    p->back = g ? mem_new(phases, sizeof *p->back, e) : NULL;
-    int n = p->back ? gathers_new(s, CONV_DATA_GRAD, g, e) : 0, i = 0;
-    while (i < n && gather_plan_new(&p->back[i], &g[i], s, p->road, e)) i++;
+    if (g && p->road == DEPTHWISE) set->dw = mem_new(phases, sizeof *set->dw, e);
+    if (g && p->road == DIRECT) set->tile = mem_new(phases, sizeof *set->tile, e);
+    int n = set->dw || set->tile ? gathers_new(s, pass, g, e) : 0, i = 0;
+    while (i < n && set_add(set, &g[i], s, e)) i++;
     if (i < n) gathers_free(g + i + 1, n - i - 1);
     mem_free(g);
-    p->phases = i;
     return n && i == n;
 }
 
-static bool direct_new(conv_plan *p, unsigned passes, err *e)
+static void set_free(gather_set *set)
 {
-    gather g;
+    for (int i = 0; set->tile && i < set->n; i++) tile_plan_free(set->tile[i]);
+    for (int i = 0; set->dw && i < set->n; i++) dw_plan_free(set->dw[i]);
+    mem_free(set->tile);
+    mem_free(set->dw);
+}
+
+static void set_pack(const gather_set *set, const float *w, float *packed)
+{
+    for (int i = 0; i < set->n; i++) {
+        if (set->dw) dw_pack(set->dw[i], w, packed);
+        else tile_pack(set->tile[i], w, packed);
+    }
+}
+
+static void set_run(const gather_set *set, const float *x, const float *packed, const conv_epilogue *ep,
+                    float *y, float *scratch)
+{
+    if (set->dw) dw_run(set->dw, set->n, x, packed, ep, y);
+    else tile_run(set->tile, set->n, x, packed, ep, y, scratch);
+}
+
+static size_t set_scratch(const gather_set *set)
+{
+    size_t most = 0;
+    for (int i = 0; set->tile && i < set->n; i++)
+        if (tile_scratch_floats(set->tile[i]) > most) most = tile_scratch_floats(set->tile[i]);
+    return most;
+}
+
+static bool roads_new(conv_plan *p, unsigned passes, err *e)
+{
     bool dw = p->road == DEPTHWISE;
+    if (p->road == REFERENCE) return true;
     if (p->road == IM2COL) return (p->im2col = im2col_plan_new(&p->s, e));
-    if (passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD))
-        if (!gathers_new(&p->s, CONV_FORWARD, &g, e) || !gather_plan_new(&p->forward, &g, &p->s, p->road, e)) return false;
-    if (passes & CONV_DATA_GRAD && !back_new(p, e)) return false;
+    if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, CONV_FORWARD, e)) return false;
+    if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, CONV_DATA_GRAD, e)) return false;
     return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, e));
 }
 
@@ -114,16 +128,15 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     p->s = *s;
     p->road = !strcmp(conv_road(), "reference") ? REFERENCE : !strcmp(conv_road(), "im2col") ? IM2COL
             : depthwise ? DEPTHWISE : DIRECT;
-    if (p->road != REFERENCE && !direct_new(p, passes, e)) { conv_plan_free(p); return NULL; }
+    if (!roads_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
 }
 
 void conv_plan_free(conv_plan *p)
 {
     if (!p) return;
-    gather_plan_free(&p->forward);
-    for (int i = 0; i < p->phases; i++) gather_plan_free(&p->back[i]);
-    mem_free(p->back);
+    set_free(&p->forward);
+    set_free(&p->back);
     wgrad_plan_free(p->wgrad);
     im2col_plan_free(p->im2col);
     mem_free(p);
@@ -146,32 +159,22 @@ size_t conv_packed_floats(const conv_plan *p, conv_pass pass)
 {
     if (p->road == REFERENCE) return weight_floats(&p->s);
     if (p->road == IM2COL) return im2col_packed_floats(p->im2col);
-    if (pass == CONV_FORWARD) return gather_packed(&p->forward);
-    size_t sum = 0;
-    for (int i = 0; i < p->phases; i++) sum += gather_packed(&p->back[i]);
-    return sum;
+    return pass == CONV_FORWARD ? p->forward.packed : p->back.packed;
 }
 
 void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *packed)
 {
     if (p->road == REFERENCE) { memcpy(packed, w_oihw, weight_floats(&p->s) * sizeof *packed); return; }
     if (p->road == IM2COL) { im2col_pack(p->im2col, w_oihw, packed); return; }
-    if (pass == CONV_FORWARD) { gather_pack(&p->forward, w_oihw, packed); return; }
-    for (int i = 0; i < p->phases; i++) {
-        gather_pack(&p->back[i], w_oihw, packed);
-        packed += gather_packed(&p->back[i]);
-    }
+    set_pack(pass == CONV_FORWARD ? &p->forward : &p->back, w_oihw, packed);
 }
 
 size_t conv_scratch_floats(const conv_plan *p)
 {
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
-    int64_t most = p->wgrad ? (int64_t)wgrad_scratch_floats(p->wgrad) : 0;
-    if (p->forward.dw) most = (int64_t)dw_wgrad_scratch_floats(p->forward.dw);
-    if (p->forward.tile) most = kern_max(most, (int64_t)tile_scratch_floats(p->forward.tile));
-    for (int i = 0; i < p->phases; i++)
-        if (p->back[i].tile) most = kern_max(most, (int64_t)tile_scratch_floats(p->back[i].tile));
-    return (size_t)most;
+    size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
+    if (set_scratch(&p->forward) > most) most = set_scratch(&p->forward);
+    return set_scratch(&p->back) > most ? set_scratch(&p->back) : most;
 }
 
 void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
@@ -181,7 +184,7 @@ void conv_forward(const conv_plan *p, const float *x, const float *packed, const
     if (!ep) ep = &none;
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
     else if (p->road == IM2COL) im2col_forward(p->im2col, x, packed, ep, y, scratch);
-    else gather_run(&p->forward, x, packed, ep, y, scratch);
+    else set_run(&p->forward, x, packed, ep, y, scratch);
 }
 
 void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bool accumulate,
@@ -190,10 +193,7 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
     if (p->road == REFERENCE) { ref_conv_data_grad(&p->s, dy, packed, accumulate, dx); return; }
     if (p->road == IM2COL) { im2col_data_grad(p->im2col, dy, packed, accumulate, dx, scratch); return; }
     conv_epilogue ep = { .residual = accumulate ? dx : NULL, .act = ACT_NONE };
-    for (int i = 0; i < p->phases; i++) {
-        gather_run(&p->back[i], dy, packed, &ep, dx, scratch);
-        packed += gather_packed(&p->back[i]);
-    }
+    set_run(&p->back, dy, packed, &ep, dx, scratch);
 }
 
 void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool accumulate,
@@ -201,6 +201,6 @@ void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool 
 {
     if (p->road == REFERENCE) ref_conv_weight_grad(&p->s, x, dy, accumulate, dw);
     else if (p->road == IM2COL) im2col_weight_grad(p->im2col, x, dy, accumulate, dw, scratch);
-    else if (p->road == DEPTHWISE) dw_wgrad_run(p->forward.dw, x, dy, accumulate, dw, scratch);
+    else if (p->road == DEPTHWISE) dw_wgrad_run(*p->forward.dw, x, dy, accumulate, dw, scratch);
     else wgrad_run(p->wgrad, x, dy, accumulate, dw, scratch);
 }

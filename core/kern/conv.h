@@ -38,14 +38,16 @@ void taps_live(const int *offset, int taps, int q0, int q1, int stride, int size
 /* Work is cut until there are about this many pieces, if each is then worth PIECE_MACS. */
 enum { PIECES = 32, PIECE_MACS = 1 << 18 };
 
-typedef struct tile_plan tile_plan;                     /* one gather on the register tile */
-tile_plan *tile_plan_new(const gather *g, const conv_shape *s, err *e);   /* takes the gather over */
+/* One gather on the register tile. Phases of one pass run together; their packed weights lie one
+ * after another, each from packed_at on. */
+typedef struct tile_plan tile_plan;
+tile_plan *tile_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);   /* takes the gather over */
 void   tile_plan_free(tile_plan *p);
 size_t tile_packed_floats(const tile_plan *p);
 void   tile_pack(const tile_plan *p, const float *w_oihw, float *packed);
 size_t tile_scratch_floats(const tile_plan *p);
-void   tile_run(const tile_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
-                float *y, float *scratch);
+void   tile_run(tile_plan *const *phase, int phases, const float *x, const float *packed,
+                const conv_epilogue *ep, float *y, float *scratch);
 
 typedef struct wgrad_plan wgrad_plan;
 wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e);
@@ -55,11 +57,12 @@ void   wgrad_run(const wgrad_plan *p, const float *x, const float *dy, bool accu
                  float *scratch);
 
 typedef struct dw_plan dw_plan;                         /* one gather of a depthwise convolution */
-dw_plan *dw_plan_new(const gather *g, const conv_shape *s, err *e);       /* takes the gather over */
+dw_plan *dw_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);       /* takes the gather over */
 void   dw_plan_free(dw_plan *p);
 size_t dw_packed_floats(const dw_plan *p);
 void   dw_pack(const dw_plan *p, const float *w_oihw, float *packed);
-void   dw_run(const dw_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y);
+void   dw_run(dw_plan *const *phase, int phases, const float *x, const float *packed,
+              const conv_epilogue *ep, float *y);
 /* For the plan of the forward gather only. */
 size_t dw_wgrad_scratch_floats(const dw_plan *p);
 void   dw_wgrad_run(const dw_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
@@ -77,6 +80,14 @@ void   im2col_data_grad(const im2col_plan *p, const float *dy, const float *pack
                         float *dx, float *scratch);
 void   im2col_weight_grad(const im2col_plan *p, const float *x, const float *dy, bool accumulate,
                           float *dw, float *scratch);
+
+/* Memory to bring nearer bit by bit while something else is computed. */
+typedef struct { const char *at, *end; int64_t step; } fetch;
+static inline void fetch_some(fetch *f)
+{
+    for (const char *stop = f->end - f->at > f->step ? f->at + f->step : f->end; f->at < stop; f->at += 64)
+        __builtin_prefetch(f->at, 0, 2);
+}
 
 /* Out-channels of a group as panels of two vectors, the last of one if that is enough. */
 typedef struct { int first, nv, lanes; } panel;         /* lanes: valid in the last vector */

@@ -18,7 +18,7 @@ struct tile_plan {
     int64_t y_pixels;            /* images × grid */
     int imgs, rows, cols;        /* of a unit, at most */
     int units_n, units_h, units_w;
-    int panels, panels_per_task; /* of all groups */
+    int units_per_task, panels, panels_per_task;         /* panels of all groups */
     bool copy;
     int src_w, src_h;            /* what the tile reads: the copy of a unit, or an image */
     int runs_per_row, run_len;   /* a row of taps is runs_per_row stretches */
@@ -26,7 +26,8 @@ struct tile_plan {
     conv_run *run[2];            /* [NV-1]: th * runs_per_row */
     int32_t *ox, *oy;            /* every pixel of a unit */
     int workers;
-    size_t copy_floats;
+    size_t copy_floats, packed_at;
+    int64_t input_floats;        /* that a unit reads, at most */
 };
 
 int panel_count(int channels) { return (int)kern_div_up(channels, 2 * kern.lanes); }
@@ -94,6 +95,7 @@ static void cut(tile_plan *p)
     p->units_h = (int)kern_div_up(g->qh, p->rows);
     p->units_w = (int)kern_div_up(g->qw, p->cols);
     int64_t units = (int64_t)p->units_n * p->units_h * p->units_w;
+    p->units_per_task = (int)kern_max(1, units / PIECES);
     p->panels = g->groups * panel_count(g->o);
     p->panels_per_task = even(p->panels, (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, units)))));
 }
@@ -140,12 +142,13 @@ static void make_tables(tile_plan *p)
             }
 }
 
-tile_plan *tile_plan_new(const gather *from, const conv_shape *s, err *e)
+tile_plan *tile_plan_new(const gather *from, const conv_shape *s, size_t packed_at, err *e)
 {
     tile_plan *p = mem_new(1, sizeof *p, e);
     if (!p) { mem_free(from->row); return NULL; }
     p->g = *from;
     p->s = *s;
+    p->packed_at = packed_at;
     gather *g = &p->g;
     if (is_pointwise(g)) {
         int64_t all = (int64_t)g->n * g->qh * g->qw;
@@ -164,6 +167,8 @@ tile_plan *tile_plan_new(const gather *from, const conv_shape *s, err *e)
     p->by_rows = p->copy && rows_are_cheaper(p, panel_at(g->o, 0).nv);
     p->workers = par_threads();
     p->copy_floats = p->copy ? (size_t)kern_div_up((int64_t)p->imgs * p->src_h * p->src_w * g->c * g->groups, 16) * 16 : 0;
+    p->input_floats = p->rows < g->qh ? (int64_t)span_h(g, p->rows) * g->iw * g->c * g->groups
+                    : (int64_t)p->imgs * g->ih * kern_min(g->iw, (int64_t)p->cols * g->sw) * g->c * g->groups;
     size_t runs = (size_t)g->th * (size_t)p->runs_per_row, pixels = (size_t)p->imgs * (size_t)p->rows * (size_t)p->cols;
     p->run[0] = mem_new(2 * runs, sizeof(conv_run), e);
     p->ox = p->run[0] ? mem_new(2 * pixels, sizeof *p->ox, e) : NULL;
@@ -221,16 +226,18 @@ static void pack_piece(void *ctx, int64_t i, int worker)
 void tile_pack(const tile_plan *p, const float *w_oihw, float *packed)
 {
     int64_t rows = (int64_t)p->g.th * p->g.tw * p->g.c;
-    if (rows) par_for(p->panels * kern_div_up(rows, PACK_ROWS), pack_piece, &(pack_job){ p, w_oihw, packed });
+    if (rows) par_for(p->panels * kern_div_up(rows, PACK_ROWS), pack_piece, &(pack_job){ p, w_oihw, packed + p->packed_at });
 }
 
 /* ---- running ---------------------------------------------------------------------------------- */
 
 typedef struct {
-    const tile_plan *p;
+    tile_plan *const *phase; int phases;
+    const tile_plan *p;          /* of the task at hand */
     const float *x, *packed;
     const conv_epilogue *ep;
     float *y, *scratch, lo, hi;
+    size_t own;                  /* scratch of one worker, whichever phase it is at */
 } tile_job;
 
 typedef struct { int n0, imgs, r0, rows, q0, cols; } unit;
@@ -269,7 +276,7 @@ static void copy_unit(const tile_plan *p, unit u, const float *x, float *to)
 }
 
 /* Tiles over pixels [first, first+count) of a unit. */
-static void run_tiles(const tile_job *j, unit u, tile_args t, int nv, int first, int count)
+static void run_tiles(const tile_job *j, unit u, tile_args t, int nv, int first, int count, fetch *next)
 {
     const tile_plan *p = j->p;
     const gather *g = &p->g;
@@ -283,6 +290,7 @@ static void run_tiles(const tile_job *j, unit u, tile_args t, int nv, int first,
         t.run = p->run[nv - 1] + t0 * p->runs_per_row;
         t.runs = (t1 - t0) * p->runs_per_row;
         kern.tile[nv - 1][z - a](&t);
+        fetch_some(next);
     }
 }
 
@@ -292,45 +300,90 @@ void silu_in_place(float *y, int channels)
     kern.affine(&(norm_args){ .count = channels, .width = channels, .x = y, .act = ACT_SILU, .out = y });
 }
 
-static void run_task(void *ctx, int64_t i, int worker)
+/* Panels [first, end) of one unit. */
+static void run_unit(const tile_job *j, unit u, const float *x, int first, int end, fetch *next)
 {
-    const tile_job *j = ctx;
     const tile_plan *p = j->p;
     const gather *g = &p->g;
-    int64_t units = (int64_t)p->units_n * p->units_h * p->units_w, ic = (int64_t)g->c * g->groups;
-    unit u = unit_at(p, i % units);
-    const float *x = j->x;
-    if (p->copy) {
-        float *own = j->scratch + (size_t)worker * p->copy_floats;
-        copy_unit(p, u, j->x, own);
-        x = own;
-    } else if (g->th * g->tw > 0) {
-        x += (((int64_t)u.n0 * g->ih + u.r0 * g->sh + g->row[0]) * g->iw + u.q0 * g->sw + g->col[0]) * ic;
-    }
     int64_t at = g->y_base + u.n0 * g->y_img + u.r0 * g->y_row + u.q0 * g->y_col;
     int pixels = u.imgs * u.rows * u.cols, per_group = panel_count(g->o);
-    int first = (int)(i / units) * p->panels_per_task;
-    for (int k = first; k < kern_min(p->panels, first + p->panels_per_task); k++) {
+    for (int k = first; k < end; k++) {
         int group = k / per_group;
         panel v = panel_at(g->o, k % per_group);
         int64_t o = (int64_t)group * g->o + v.first;
         tile_args t = {
             .x = x + group * g->c, .len = p->run_len, .y = j->y + at + o, .lanes = v.lanes,
-            .w = j->packed + panel_offset(g, per_group) * group + panel_offset(g, k % per_group),
+            .w = j->packed + p->packed_at + panel_offset(g, per_group) * group + panel_offset(g, k % per_group),
             .bias = j->ep->bias ? j->ep->bias + o : NULL,
             .residual = j->ep->residual ? j->ep->residual + at + o : NULL, .lo = j->lo, .hi = j->hi };
-        for (int r = 0; p->by_rows && r < pixels; r += u.cols) run_tiles(j, u, t, v.nv, r, u.cols);
-        if (!p->by_rows) run_tiles(j, u, t, v.nv, 0, pixels);
-        for (int k0 = 0; j->ep->act == ACT_SILU && k0 < pixels; k0++)
-            silu_in_place(t.y + p->oy[k0], (v.nv - 1) * kern.lanes + v.lanes);
+        for (int r = 0; p->by_rows && r < pixels; r += u.cols) run_tiles(j, u, t, v.nv, r, u.cols, next);
+        if (!p->by_rows) run_tiles(j, u, t, v.nv, 0, pixels, next);
+        for (int i = 0; j->ep->act == ACT_SILU && i < pixels; i++)
+            silu_in_place(t.y + p->oy[i], (v.nv - 1) * kern.lanes + v.lanes);
     }
 }
 
-void tile_run(const tile_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
-              float *y, float *scratch)
+/* What unit u reads first: rows of one image, or whole images. */
+static const float *input_of(const tile_plan *p, unit u, const float *x)
 {
-    tile_job j = { .p = p, .x = x, .packed = packed, .ep = ep, .y = y, .scratch = scratch,
+    const gather *g = &p->g;
+    int64_t ic = (int64_t)g->c * g->groups, row = kern_max(0, u.r0 * g->sh + (g->th ? g->row[0] : 0));
+    return x + ((u.n0 * g->ih + row) * g->iw + (p->copy ? 0 : u.q0 * g->sw)) * ic;
+}
+
+static int64_t tasks_of(const tile_plan *p)
+{
+    int64_t units = (int64_t)p->units_n * p->units_h * p->units_w;
+    return kern_div_up(units, p->units_per_task) * kern_div_up(p->panels, p->panels_per_task);
+}
+
+/* Some units one after another; while one is computed the next is fetched. */
+static void run_task(const tile_job *j, int64_t i, int worker)
+{
+    const tile_plan *p = j->p;
+    const gather *g = &p->g;
+    int64_t units = (int64_t)p->units_n * p->units_h * p->units_w, stretches = kern_div_up(units, p->units_per_task);
+    int64_t u0 = i % stretches * p->units_per_task, u1 = kern_min(units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
+    int first = (int)(i / stretches) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
+    for (int64_t k = u0; k < u1; k++) {
+        unit u = unit_at(p, k);
+        const float *x = j->x;
+        if (p->copy) {
+            float *own = j->scratch + (size_t)worker * j->own;
+            copy_unit(p, u, j->x, own);
+            x = own;
+        } else if (g->th * g->tw > 0) {
+            x += (((int64_t)u.n0 * g->ih + u.r0 * g->sh + g->row[0]) * g->iw + u.q0 * g->sw + g->col[0]) * ic;
+        }
+        fetch next = { 0 };
+        if (k + 1 < u1) {
+            const float *from = input_of(p, unit_at(p, k + 1), j->x), *all = j->x + (int64_t)g->n * g->ih * g->iw * ic;
+            int64_t floats = kern_min(p->input_floats, all - from);
+            int tiles = (int)kern_max(1, (int64_t)u.imgs * u.rows * u.cols * (end - first) / kern.tallest[0]);
+            next = (fetch){ (const char *)from, (const char *)(from + floats), kern_div_up(floats * 4, tiles) };
+        }
+        run_unit(j, u, x, first, end, &next);
+    }
+}
+
+/* Phases side by side, unit by unit: what one has read is still in the cache for the others. */
+static void run_phase(void *ctx, int64_t i, int worker)
+{
+    tile_job j = *(const tile_job *)ctx;
+    j.p = j.phase[i % j.phases];
+    if (i / j.phases < tasks_of(j.p)) run_task(&j, i / j.phases, worker);
+}
+
+void tile_run(tile_plan *const *phase, int phases, const float *x, const float *packed,
+              const conv_epilogue *ep, float *y, float *scratch)
+{
+    tile_job j = { .phase = phase, .phases = phases, .x = x, .packed = packed, .ep = ep, .y = y, .scratch = scratch,
                    .lo = ep->act == ACT_RELU || ep->act == ACT_RELU6 ? 0 : -INFINITY,
                    .hi = ep->act == ACT_RELU6 ? 6 : INFINITY };
-    par_for((int64_t)p->units_n * p->units_h * p->units_w * kern_div_up(p->panels, p->panels_per_task), run_task, &j);
+    int64_t most = 0;
+    for (int i = 0; i < phases; i++) {
+        most = kern_max(most, tasks_of(phase[i]));
+        if (phase[i]->copy_floats > j.own) j.own = phase[i]->copy_floats;
+    }
+    par_for(most * phases, run_phase, &j);
 }

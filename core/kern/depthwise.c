@@ -23,6 +23,7 @@ struct dw_plan {
     int rows, bands;             /* of outputs, for one task */
     int channels, parts;         /* of a task; channel parts */
     int blocks, imgs;            /* weight gradient: sums, and images per unit */
+    size_t packed_at;
 };
 
 /* ---- planning ----------------------------------------------------------------------------------- */
@@ -79,12 +80,13 @@ static void cut(dw_plan *p)
     p->bands = (int)kern_div_up(g->qh, p->rows);
 }
 
-dw_plan *dw_plan_new(const gather *from, const conv_shape *s, err *e)
+dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, err *e)
 {
     dw_plan *p = mem_new(1, sizeof *p, e);
     if (!p) { mem_free(from->row); return NULL; }
     p->g = *from;
     p->s = *s;
+    p->packed_at = packed_at;
     const gather *g = &p->g;
     bool dense = g->tw > 1 && g->col[1] - g->col[0] == 1;
     p->inner = g->sw == 2 && (dense || g->tw == 1) ? 2 : 1;
@@ -120,6 +122,7 @@ size_t dw_packed_floats(const dw_plan *p) { return (size_t)p->g.th * (size_t)p->
 void dw_pack(const dw_plan *p, const float *w_oihw, float *packed)
 {
     const gather *g = &p->g;
+    packed += p->packed_at;
     for (int a = 0; a < g->th; a++)
         for (int b = 0; b < g->tw; b++)
             for (int c = 0; c < g->groups; c++) *packed++ = w_oihw[gather_weight(g, &p->s, c, 0, 0, a, b)];
@@ -128,7 +131,8 @@ void dw_pack(const dw_plan *p, const float *w_oihw, float *packed)
 /* ---- forward and data gradient ---------------------------------------------------------------- */
 
 typedef struct {
-    const dw_plan *p;
+    dw_plan *const *phase; int phases;
+    const dw_plan *p;            /* of the task at hand */
     const float *x, *packed;
     const conv_epilogue *ep;
     float *y, lo, hi;
@@ -149,7 +153,7 @@ static void run_row(const dw_job *j, int64_t n, int r, int c0, int channels)
         int64_t at = g->y_base + n * g->y_img + r * g->y_row + t.first * g->y_col + c0;
         dw_args d = {
             .x = j->x + (n * g->ih + ih) * line + t.first * g->sw * C + c0, .x_row = row_step(g) * line,
-            .x_step = g->sw / p->inner * C, .w = j->packed + a0 * g->tw * C + c0, .w_row = g->tw * C, .w_step = C,
+            .x_step = g->sw / p->inner * C, .w = j->packed + p->packed_at + a0 * g->tw * C + c0, .w_row = g->tw * C, .w_step = C,
             .chunk = p->chunk + i * p->chunks, .chunks = p->chunks, .rows = a1 - a0, .y = j->y + at, .y_step = g->y_col,
             .bias = j->ep->bias ? j->ep->bias + c0 : NULL, .residual = j->ep->residual ? j->ep->residual + at : NULL,
             .lo = j->lo, .hi = j->hi, .count = t.count, .channels = channels };
@@ -161,19 +165,24 @@ static void run_row(const dw_job *j, int64_t n, int r, int c0, int channels)
 static void run_task(void *ctx, int64_t i, int worker)
 {
     (void)worker;
-    const dw_job *j = ctx;
-    const dw_plan *p = j->p;
+    dw_job j = *(const dw_job *)ctx;
+    const dw_plan *p = j.p = j.phase[i % j.phases];
+    i /= j.phases;
     int part = (int)(i % p->parts), band = (int)(i / p->parts % p->bands), c0 = part * p->channels;
+    int64_t n = i / p->parts / p->bands;
+    if (n >= p->g.n) return;                            /* a phase with fewer bands than others */
     for (int r = band * p->rows; r < kern_min(p->g.qh, (band + 1) * p->rows); r++)
-        run_row(j, i / p->parts / p->bands, r, c0, (int)kern_min(p->channels, p->g.groups - c0));
+        run_row(&j, n, r, c0, (int)kern_min(p->channels, p->g.groups - c0));
 }
 
-void dw_run(const dw_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y)
+void dw_run(dw_plan *const *phase, int phases, const float *x, const float *packed, const conv_epilogue *ep, float *y)
 {
-    dw_job j = { .p = p, .x = x, .packed = packed, .ep = ep, .y = y,
+    dw_job j = { .phase = phase, .phases = phases, .x = x, .packed = packed, .ep = ep, .y = y,
                  .lo = ep->act == ACT_RELU || ep->act == ACT_RELU6 ? 0 : -INFINITY,
                  .hi = ep->act == ACT_RELU6 ? 6 : INFINITY };
-    par_for((int64_t)p->g.n * p->bands * p->parts, run_task, &j);
+    int64_t most = 0;
+    for (int i = 0; i < phases; i++) most = kern_max(most, (int64_t)phase[i]->g.n * phase[i]->bands * phase[i]->parts);
+    par_for(most * phases, run_task, &j);
 }
 
 /* ---- weight gradient: sums [block][tap row][tap column][c] ------------------------------------ */
