@@ -246,7 +246,7 @@ static inline nn_attr random_attr(nn_opcode op, int c, rng *r)
 }
 
 /* Everything at once: shortcuts with and without weights, fused sums and activations, a value read
- * three times, a sum of a value with itself, a norm that cannot be folded. */
+ * three times, a sum of a value with itself, norms that cannot be folded. */
 static inline nn_graph *random_net(uint64_t seed, err *e)
 {
     rng r = rng_at(seed, RNG_TEST, 50, 9);
@@ -271,6 +271,10 @@ static inline nn_graph *random_net(uint64_t seed, err *e)
     y = nn_add_add(g, "sum5", y, y, e);
     y = nn_add_op(g, NN_OP_relu, "act5", y, e);
     y = nn_add_add(g, "sum6", nn_add_norm(g, "bn6", y, e), y, e); /* norm and skip share a value */
+    y = nn_add_conv(g, "conv7", y, 8, 1, 1, 0, 1, true, false, e); /* two readers: nothing to absorb */
+    y = nn_add_add(g, "sum7", nn_add_norm(g, "bn7", y, e), nn_add_op(g, act, "act7", y, e), e);
+    y = nn_add_norm(g, "bn8", y, e);
+    y = nn_add_add(g, "sum8", nn_add_op(g, act, "act8", y, e), y, e);
     y = nn_node_add(g, NN_OP_dropout, "drop", &y, 1, &dropping, e);
     g->output = nn_add_linear(g, "fc", y, 5, true, e);
     random_params(g, seed);

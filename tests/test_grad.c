@@ -60,7 +60,7 @@ static int64_t input_count(const sample *s, int node)
     return s->batch * d[1] * d[2] * d[3];
 }
 
-/* Values of all inputs, the same in both worlds; targets are distributions. */
+/* Values of all inputs, the same in both worlds. Targets do not sum to one: mixtures need not. */
 static void fill_inputs(const sample *s, double_world *d, nn_plan *p)
 {
     rng r = rng_at(3, RNG_TEST, 77, 0);
@@ -69,7 +69,7 @@ static void fill_inputs(const sample *s, double_world *d, nn_plan *p)
             continue;
         const int64_t n = input_count(s, i), c = s->g->node[i].dim[3];
         for (int64_t k = 0; k < n; k++) {
-            const float v = (float)(which == 1 ? k % c == (k / c) % 3 : rng_normal(&r));
+            const float v = (float)(which == 1 ? 0.1 + (k % c == (k / c) % 3) : rng_normal(&r));
             double_input(d, which)[k] = (double)v;
             if (p)
                 nn_plan_input(p, which)[k] = v;
@@ -147,9 +147,10 @@ static void check_differences(const sample *s)
     double_close(d);
 }
 
+/* Gradients that vanish in exact arithmetic (a bias before a norm) leave float noise: hence the floor. */
 static double apart(const float *a, const double *b, int64_t n)
 {
-    double size = 1e-3, worst = 0;
+    double size = 1e-2, worst = 0;
     for (int64_t i = 0; i < n; i++) {
         const double off = fabs((double)a[i] - b[i]);
         size = fmax(size, fabs(b[i]));
@@ -177,9 +178,9 @@ static void check_float(const sample *s)
                                           nn_param_count(&s->g->param[i])));
         CHECK(double_input_grad(d, 0) && nn_plan_input_grad(p, 0) && !nn_plan_input_grad(p, 1));
         worst = fmax(worst, apart(nn_plan_input_grad(p, 0), double_input_grad(d, 0), input_count(s, 0)));
-        if (!(worst < 3e-5))
+        if (!(worst < 2e-5))
             fprintf(stderr, "batch %d, floats off by %g\n%s", s->batch, worst, s->text);
-        CHECK(worst < 3e-5);
+        CHECK(worst < 2e-5);
     }
     double_close(d);
     nn_plan_free(p);

@@ -321,6 +321,26 @@ static void running_never_allocates(void)
     nn_graph_free(g);
 }
 
+static void the_output_is_never_fused_away(void)
+{
+    err e = { 0 };
+    for (int seed = 0; seed < 2; seed++) {
+        nn_graph *g = random_net(0, &e);
+        nn_graph *l = nn_graph_with_loss(g, 0, 0, 0, &e);
+        l->output = nn_graph_find(l, seed ? "conv1" : "bn1");
+        nn_plan *p = nn_plan_build(l, NN_INFER, 2, 0, &e), *q = nn_plan_build(l, NN_INFER, 2, NN_PLAN_NO_FUSION, &e);
+        fill_inputs(p, 1);
+        fill_inputs(q, 1);
+        nn_plan_forward(p);
+        nn_plan_forward(q);
+        CHECK(nn_plan_output(p) && apart(nn_plan_output(p), nn_plan_output(q), output_count(p)) < 1e-5);
+        nn_plan_free(p);
+        nn_plan_free(q);
+        nn_graph_free(l);
+        nn_graph_free(g);
+    }
+}
+
 static void values_that_outlive_the_forward_can_be_read(void)
 {
     err e = { 0 };
@@ -477,6 +497,7 @@ int main(void)
     RUN(buffers_that_live_together_do_not_overlap);
     RUN(nothing_is_read_before_it_is_written_or_after_it_died);
     RUN(running_never_allocates);
+    RUN(the_output_is_never_fused_away);
     RUN(values_that_outlive_the_forward_can_be_read);
     RUN(gradients_nobody_needs_are_not_computed);
     RUN(resnet20_becomes_convolutions_and_little_else);
