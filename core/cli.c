@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -155,6 +156,12 @@ static bool set_number(const cli_option *o, const char *text, double *out, err *
     return in_range(o, text, *out, e);
 }
 
+/* Empty text is an unset variable of a script, never a name. */
+static bool set_text(const cli_option *o, const char *text, const char **out, err *e) {
+    *out = text;
+    return *text || err_set(e, ERR_USAGE, "--%s is empty, a value is wanted", o->name);
+}
+
 static bool set_choice(const cli_option *o, const char *text, const char **out, err *e) {
     hint h = hint_for(text);
     for (const char *s = o->range; *s; s += *s == '|') {
@@ -175,7 +182,7 @@ static bool set_value(const cli_option *o, const char *text, char *base, err *e)
     case CLI_INT:    return set_int(o, text, at, e);
     case CLI_NUMBER: return set_number(o, text, at, e);
     case CLI_CHOICE: return set_choice(o, text, at, e);
-    case CLI_TEXT:   *(const char **)at = text; return true;
+    case CLI_TEXT:   return set_text(o, text, at, e);
     }
     return false;
 }
@@ -185,10 +192,10 @@ bool cli_numbers(const char *flag, const char *text, double *out, int max_n, int
     for (const char *s = text; ; s++) {
         size_t len = strcspn(s, ",");
         if (*n == max_n)
-            return err_set(e, ERR_USAGE, "--%s %s: at most %d numbers are possible", flag, text, max_n);
+            return err_set(e, ERR_USAGE, "--%s %.80s: at most %d numbers are possible", flag, text, max_n);
         if (!read_number(s, len, &out[*n]))
-            return err_set(e, ERR_USAGE, "--%s %s: numbers separated by commas are wanted, not \"%.*s\"",
-                           flag, text, (int)len, s);
+            return err_set(e, ERR_USAGE, "--%s %.80s: numbers separated by commas are wanted, not \"%.*s\"",
+                           flag, text, len < 80 ? (int)len : 80, s);
         ++*n;
         s += len;
         if (!*s) return true;
@@ -282,7 +289,10 @@ static bool parse(command *c, int argc, char **argv, err *e) {
         else if (!only_words && argv[i][0] == '-' && argv[i][1]) {
             if (!parse_flag(c, argc, argv, &i, e)) return false;
         } else if (!c->verb->positional) {
-            return err_set(e, ERR_USAGE, "%s takes flags only, not \"%s\"", c->verb->name, argv[i]);
+            return err_set(e, ERR_USAGE, "%s takes flags only, not \"%.200s\"", c->verb->name, argv[i]);
+        } else if (!*argv[i]) {
+            return err_set(e, ERR_USAGE, "%s: an argument is empty, wanted %s", c->verb->name,
+                           c->verb->positional);
         } else c->word[c->n_word++] = argv[i];
     }
     return check_required(c, e);
@@ -396,8 +406,14 @@ static bool dispatch(int argc, char **argv, const cli_verb *const *verb, int n, 
     const char *name = argv[1];
     bool help = !strcmp(name, "help") || !strcmp(name, "--help") || !strcmp(name, "-h");
     if (help && argc == 2) { print_help(verb, n); return true; }
-    if (!strcmp(name, "version") || !strcmp(name, "--version"))
-        return print_version(argc > 2 && !strcmp(argv[2], "--json"), e);
+    if (!strcmp(name, "version") || !strcmp(name, "--version")) {
+        bool as_json = argc > 2 && !strcmp(argv[2], "--json");
+        if (argc > 2 + as_json)
+            return err_set(e, ERR_USAGE, "version takes --json only, not \"%.200s\"", argv[2 + as_json]);
+        return print_version(as_json, e);
+    }
+    if (help && argc > 3)
+        return err_set(e, ERR_USAGE, "help takes one verb, not also \"%.200s\"", argv[3]);
     const cli_verb *v = find_verb(verb, n, help ? argv[2] : name, e);
     if (!v) return false;
     if (help) { print_verb_help(v); return true; }
@@ -406,6 +422,7 @@ static bool dispatch(int argc, char **argv, const cli_verb *const *verb, int n, 
 
 int cli_main(int argc, char **argv, const cli_verb *const *verb, int n_verb) {
     err e = {0};
+    signal(SIGPIPE, SIG_IGN);                 /* a reader that left is an error with a sentence */
     bool ok = dispatch(argc, argv, verb, n_verb, &e);
     if (!ok && e.code == ERR_NONE) err_set(&e, ERR_INTERNAL, "failed without saying why");
     errno = 0;                                /* results that nobody received are not results */

@@ -42,7 +42,7 @@ static bool parse_budget_list(const char *text, budget_list *b, err *e)
         if (b->n == MAX_BUDGETS) return err_set(e, ERR_USAGE, "--budget has more than %d values", MAX_BUDGETS);
         snprintf(word, sizeof word, "%.*s", (int)len, s);
         if (len >= sizeof word || !search_parse_ms(word, false, &b->ns[b->n]))
-            return err_set(e, ERR_USAGE, "--budget %s: \"%s\" is not a number of milliseconds", text, word);
+            return err_set(e, ERR_USAGE, "--budget %.80s: \"%s\" is not a number of milliseconds", text, word);
         memcpy(b->label[b->n++], word, sizeof word);
         s += len;
         if (!*s) return true;
@@ -58,8 +58,10 @@ static bool find_budgets(const solve_options *o, const search_table *t, int64_t 
     int64_t base;
     if (!cli_numbers("speedup", o->speedup, x, MAX_BUDGETS, &b->n, e) || !search_base_time(t, &base, e)) return false;
     for (int i = 0; i < b->n; i++) {
-        if (!(x[i] > 0)) return err_set(e, ERR_USAGE, "--speedup must be above 0");
-        b->ns[i] = (int64_t)floor((double)(base + fixed) / x[i]);
+        double budget = floor((double)(base + fixed) / x[i]);
+        if (!(x[i] > 0) || !(budget < 9e18))
+            return err_set(e, ERR_USAGE, "--speedup %g: a factor above 0 is wanted, for example 1.5", x[i]);
+        b->ns[i] = (int64_t)budget;
         snprintf(b->label[i], sizeof b->label[i], "%gx", x[i]);
     }
     return true;

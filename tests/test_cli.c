@@ -149,6 +149,7 @@ static void what_is_missing_or_too_much_is_named(void) {
 static void values_must_be_what_they_claim(void) {
     CHECK(refused("fit --out x --epochs 3.5", 64, "--epochs 3.5: a whole number"));
     CHECK(refused("fit --out x --epochs 3x", 64, "--epochs 3x"));
+    CHECK(refused("fit --out=", 64, "--out is empty"));
     CHECK(refused("fit --out x --epochs=", 64, "--epochs"));
     CHECK(refused("fit --out x --epochs 99999999999999999999", 64, "whole number"));
     CHECK(refused("fit --out x --epochs 0", 64, "from 1 to 1000"));
@@ -176,6 +177,8 @@ static void help_names_every_flag(void) {
     }
     CHECK(refused("help fti", 64, "did you mean fit?"));
     CHECK(run("version") == 0 && !strncmp(out, "layermerge ", 11));
+    CHECK(refused("version --jsno", 64, "--jsno"));
+    CHECK(refused("help fit word", 64, "\"word\""));
     CHECK(run("version --json") == 0);
     err e = {0};
     json *j = json_parse(out, strlen(out), &e);
