@@ -1,0 +1,59 @@
+/* Plan of one gather on the register tile, shared by conv_tile_plan.c and conv_tile.c.
+ *
+ * Work is cut into units: some images, or some rows of one image, or (1×1 convolutions, whose
+ * pixels form one long row) some pixels of a row. The pixels of a unit are sorted into classes that
+ * find the same taps inside the image, a rectangle each, and every class is cut into tiles of
+ * about equal height, over all images of the unit. So no zero is multiplied and nothing copied: a
+ * tile knows its live taps as stretches of memory, at fixed distances from where a pixel starts.
+ *
+ * Where that leaves too few pixels to a tile (large kernels on small maps of few images) the unit
+ * is first copied, with its border of zeros, into scratch that stays in the cache; then columns,
+ * or rows and columns, need not be told apart. */
+#ifndef LM_CONV_TILE_H
+#define LM_CONV_TILE_H
+
+#include "core/kern/conv.h"
+
+typedef struct { int first, end, t0, t1; } tap_class;   /* outputs [first,end) find taps [t0,t1) inside */
+typedef struct { tap_class *c; int n; } classes;        /* of one axis, ascending */
+
+typedef struct {
+    int32_t pixel;               /* index into ox, oy */
+    int32_t run;                 /* index into run[nv-1] */
+    int32_t len, runs, height;
+} tile_piece;
+
+typedef struct { tile_piece *piece; int n; } tile_list; /* all tiles of a kind of unit */
+
+typedef struct { int n0, imgs, r0, rows, q0, cols; } unit;
+
+struct tile_plan {
+    gather g;
+    conv_shape s;
+    int imgs, rows, cols;        /* of a unit, at most */
+    int units_n, units_h, units_w;
+    int units_per_task, panels, panels_per_task;         /* panels of all groups */
+    bool copy;
+    classes down, across;
+    bool merge;                  /* neighbouring taps of a row are one stretch */
+    int src_w, src_h;            /* what the tile reads: the copy of a unit, or an image */
+    conv_run *run[2];            /* [NV-1][class down × class across][runs_max] */
+    int runs_max;
+    int kinds_h, kinds_w;        /* kinds of units: [2][kinds_h][kinds_w], see kind_of */
+    tile_list *list[2];          /* [NV-1][kind] */
+    tile_piece *pieces;          /* of all lists */
+    int32_t *ox, *oy;            /* of all lists */
+    int workers;
+    size_t copy_floats, packed_at;
+    int64_t input_floats;        /* that a unit reads, at most */
+};
+
+int64_t tile_units(const tile_plan *p);
+unit    tile_unit_at(const tile_plan *p, int64_t i);
+int     tile_kind_of(const tile_plan *p, unit u);
+/* Rows and columns of the image that `outputs` outputs of an axis reach, border counted. */
+int     gather_span(int outputs, int stride, const int *offset, int taps);
+/* Floats of packed weights before panel i of a group; i = panel_count: of the whole group. */
+int64_t gather_panel_offset(const gather *g, int i);
+
+#endif

@@ -1,0 +1,311 @@
+/* Planning for the register tile: see conv_tile.h. */
+#include <string.h>
+
+#include "core/kern/conv_tile.h"
+
+int panel_count(int channels) { return (int)kern_div_up(channels, 2 * kern.lanes); }
+
+panel panel_at(int channels, int i)
+{
+    int first = i * 2 * kern.lanes, left = (int)kern_min(channels - first, 2 * kern.lanes);
+    int nv = left > kern.lanes ? 2 : 1;
+    return (panel){ first, nv, left - (nv - 1) * kern.lanes };
+}
+
+int64_t gather_panel_offset(const gather *g, int i)
+{
+    int64_t lanes = 0;
+    for (int k = 0; k < i; k++) lanes += panel_at(g->o, k).nv * kern.lanes;
+    return lanes * g->th * g->tw * g->c;
+}
+
+int gather_span(int outputs, int stride, const int *offset, int taps)
+{
+    return taps ? (outputs - 1) * stride + offset[taps - 1] - offset[0] + 1 : 0;
+}
+
+/* 1×1, stride 1, no padding: all pixels of all images are one row. */
+static void flatten_pointwise(gather *g)
+{
+    int64_t all = (int64_t)g->n * g->qh * g->qw;
+    if (g->th != 1 || g->tw != 1 || g->sh != 1 || g->sw != 1 || g->row[0] || g->col[0] || g->qh != g->ih || g->qw != g->iw
+        || g->y_col * g->qw != g->y_row || g->y_row * g->qh != g->y_img || all > INT32_MAX)
+        return;
+    g->n = g->qh = g->ih = 1;
+    g->qw = g->iw = (int)all;
+}
+
+/* ---- units ------------------------------------------------------------------------------------ */
+
+/* Units of at least UNIT_PIXELS where there are as many, and at most UNIT_MOST, small enough for
+ * COPY_FLOATS if copied, and as many as make PIECES tasks; then panels are divided too. */
+enum { UNIT_PIXELS = 96, UNIT_MOST = 1024, COPY_FLOATS = 1 << 15 };
+
+static int even(int total, int at_most)
+{
+    return (int)kern_div_up(total, kern_div_up(total, kern_max(1, at_most)));
+}
+
+static int64_t tasks_wanted(const gather *g)
+{
+    int64_t macs = (int64_t)g->n * g->qh * g->qw * g->th * g->tw * g->c * g->o * g->groups;
+    return kern_max(1, kern_min(PIECES, macs / PIECE_MACS));
+}
+
+static void cut_units(tile_plan *p)
+{
+    const gather *g = &p->g;
+    int64_t map = (int64_t)g->qh * g->qw;
+    int64_t want = kern_max(UNIT_PIXELS, kern_min(map * g->n / tasks_wanted(g), UNIT_MOST));
+    p->imgs = even(g->n, (int)kern_max(1, want / map));
+    p->rows = map <= want ? g->qh : even(g->qh, (int)(want / g->qw));
+    p->cols = g->qh > 1 || p->copy ? g->qw : even(g->qw, (int)want);
+    if (p->copy) {
+        int64_t line = (int64_t)gather_span(g->qw, g->sw, g->col, g->tw) * g->c * g->groups;
+        while (p->imgs > 1 && line * gather_span(p->rows, g->sh, g->row, g->th) * p->imgs > COPY_FLOATS)
+            p->imgs = even(g->n, p->imgs - 1);
+        while (p->imgs == 1 && p->rows > 1 && line * gather_span(p->rows, g->sh, g->row, g->th) > COPY_FLOATS)
+            p->rows = even(g->qh, p->rows - 1);
+    }
+    if (p->rows < g->qh) p->imgs = 1;
+    p->units_n = (int)kern_div_up(g->n, p->imgs);
+    p->units_h = (int)kern_div_up(g->qh, p->rows);
+    p->units_w = (int)kern_div_up(g->qw, p->cols);
+}
+
+static void cut_tasks(tile_plan *p)
+{
+    int64_t units = tile_units(p), tasks = tasks_wanted(&p->g);
+    p->units_per_task = (int)kern_max(1, units / PIECES);
+    p->panels = p->g.groups * panel_count(p->g.o);
+    p->panels_per_task = even(p->panels, (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, units)))));
+}
+
+int64_t tile_units(const tile_plan *p) { return (int64_t)p->units_n * p->units_h * p->units_w; }
+
+unit tile_unit_at(const tile_plan *p, int64_t i)
+{
+    const gather *g = &p->g;
+    unit u = { .q0 = (int)(i % p->units_w) * p->cols, .r0 = (int)(i / p->units_w % p->units_h) * p->rows,
+               .n0 = (int)(i / p->units_w / p->units_h) * p->imgs };
+    u.imgs = (int)kern_min(p->imgs, g->n - u.n0);
+    u.rows = (int)kern_min(p->rows, g->qh - u.r0);
+    u.cols = (int)kern_min(p->cols, g->qw - u.q0);
+    return u;
+}
+
+/* Units of a kind have the same tiles: the same size and, where classes differ, the same place. */
+static int kind_along(int first, int step, int units, int kinds) { return kinds == units ? first / step : first / step == units - 1; }
+
+int tile_kind_of(const tile_plan *p, unit u)
+{
+    int h = kind_along(u.r0, p->rows, p->units_h, p->kinds_h), w = kind_along(u.q0, p->cols, p->units_w, p->kinds_w);
+    return ((u.imgs < p->imgs) * p->kinds_h + h) * p->kinds_w + w;
+}
+
+/* ---- classes ---------------------------------------------------------------------------------- */
+
+/* together: all outputs are one class that finds every tap, be it in the border. */
+static bool classes_new(classes *k, int outputs, const int *offset, int taps, int stride, int size, bool together, err *e)
+{
+    if (!(k->c = mem_new((size_t)outputs, sizeof *k->c, e))) return false;
+    k->n = 0;
+    for (int q = 0; q < outputs; q++) {
+        tap_class c = { q, q + 1, 0, taps };
+        if (!together) taps_live(offset, taps, q, q, stride, size, &c.t0, &c.t1);
+        tap_class *last = k->n ? &k->c[k->n - 1] : NULL;
+        if (last && last->t0 == c.t0 && last->t1 == c.t1) last->end = c.end;
+        else k->c[k->n++] = c;
+    }
+    return true;
+}
+
+typedef enum { EXACT, ROWS, TOGETHER, STRATEGIES } strategy;
+
+static bool make_classes(tile_plan *p, strategy how, err *e)
+{
+    const gather *g = &p->g;
+    mem_free(p->down.c);
+    mem_free(p->across.c);
+    p->across.c = NULL;
+    p->copy = how != EXACT;
+    return classes_new(&p->down, g->qh, g->row, g->th, g->sh, g->ih, how == TOGETHER, e)
+        && classes_new(&p->across, g->qw, g->col, g->tw, g->sw, g->iw, how != EXACT, e);
+}
+
+static int tiles_for(int64_t pixels, int nv) { return (int)kern_div_up(pixels, kern.tallest[nv - 1]); }
+
+/* The part of a class inside [first, first+count). */
+static tap_class part_of(tap_class c, int first, int count)
+{
+    c.first = (int)kern_max(c.first, first);
+    c.end = (int)kern_min(c.end, first + count);
+    return c;
+}
+
+/* Cycles, about, of one panel over all units: a multiply-add per vector, at least SHORT per step
+ * because sums wait for themselves, something per stretch, tile and copied float. */
+static double cost(const tile_plan *p, int nv)
+{
+    enum { SHORT = 6, PER_RUN = 8, PER_TILE = 40 };
+    const gather *g = &p->g;
+    double sum = 0;
+    for (int h = 0; h < p->units_h; h++)
+        for (int i = 0; i < p->down.n; i++)
+            for (int k = 0; k < p->across.n; k++) {
+                tap_class d = part_of(p->down.c[i], h * p->rows, p->rows), a = p->across.c[k];
+                if (d.end <= d.first) continue;
+                int64_t pixels = (int64_t)p->imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(pixels, nv);
+                double steps = (double)(d.t1 - d.t0) * (a.t1 - a.t0) * g->c;
+                sum += (double)n * (steps * (double)kern_max(SHORT, nv * kern_div_up(pixels, n)) + PER_RUN * (d.t1 - d.t0) + PER_TILE);
+            }
+    if (p->copy)
+        sum += (double)p->imgs * p->units_h * gather_span(p->rows, g->sh, g->row, g->th) * gather_span(g->qw, g->sw, g->col, g->tw)
+             * g->c / 4 / (double)kern_max(1, p->panels_per_task / g->groups);
+    return sum * p->units_n;
+}
+
+static bool choose_strategy(tile_plan *p, err *e)
+{
+    const gather *g = &p->g;
+    double best = 0;
+    int pick = EXACT, nv = panel_at(g->o, 0).nv;
+    bool border = g->th * g->tw > 0 && (g->row[0] < 0 || (g->qh - 1) * g->sh + g->row[g->th - 1] >= g->ih
+                                 || g->col[0] < 0 || (g->qw - 1) * g->sw + g->col[g->tw - 1] >= g->iw);
+    for (int how = EXACT; border && how <= STRATEGIES; how++) {
+        if (!make_classes(p, how == STRATEGIES ? (strategy)pick : (strategy)how, e)) return false;
+        cut_units(p);
+        cut_tasks(p);
+        double c = cost(p, nv);
+        if (how == EXACT || c < best) { best = c; pick = how; }
+    }
+    if (border) return true;
+    if (!make_classes(p, EXACT, e)) return false;
+    cut_units(p);
+    cut_tasks(p);
+    return true;
+}
+
+/* ---- tables ----------------------------------------------------------------------------------- */
+
+/* Stretches of live taps of every pair of classes. */
+static bool make_runs(tile_plan *p, err *e)
+{
+    const gather *g = &p->g;
+    int ic = g->c * g->groups;
+    p->merge = g->groups == 1 && g->tw > 0 && g->col[g->tw - 1] - g->col[0] == g->tw - 1;
+    p->runs_max = g->th * (p->merge ? 1 : g->tw);
+    size_t all = (size_t)p->down.n * (size_t)p->across.n * (size_t)p->runs_max;
+    if (!(p->run[0] = mem_new(2 * all, sizeof(conv_run), e))) return false;
+    p->run[1] = p->run[0] + all;
+    int row0 = p->copy ? g->row[0] : 0, col0 = p->copy ? g->col[0] : 0;
+    for (int nv = 1; nv <= 2; nv++)
+        for (int i = 0; i < p->down.n * p->across.n; i++) {
+            tap_class d = p->down.c[i / p->across.n], a = p->across.c[i % p->across.n];
+            conv_run *r = p->run[nv - 1] + (size_t)i * (size_t)p->runs_max;
+            for (int t = d.t0; t < d.t1; t++)
+                for (int b = a.t0; b < (p->merge ? kern_min(a.t0 + 1, a.t1) : a.t1); b++)
+                    *r++ = (conv_run){ ((g->row[t] - row0) * p->src_w + g->col[b] - col0) * ic,
+                                       (t * g->tw + b) * g->c * nv * kern.lanes };
+        }
+    return true;
+}
+
+/* Tiles of one kind of unit. Pixels are counted from *pixels on, and written if there is room. */
+static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece *room, int32_t *pixels)
+{
+    const gather *g = &p->g;
+    int ic = g->c * g->groups;
+    *list = (tile_list){ .piece = room };
+    for (int i = 0; i < p->down.n; i++)
+        for (int k = 0; k < p->across.n; k++) {
+            tap_class d = part_of(p->down.c[i], u.r0, u.rows), a = part_of(p->across.c[k], u.q0, u.cols);
+            if (d.end <= d.first || a.end <= a.first) continue;
+            int first = *pixels, count = u.imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(count, nv);
+            for (int m = 0; p->ox && m < u.imgs; m++)
+                for (int r = d.first; r < d.end; r++)
+                    for (int q = a.first; q < a.end; q++) {
+                        p->ox[*pixels] = ((m * p->src_h + (r - u.r0) * g->sh) * p->src_w + (q - u.q0) * g->sw) * ic;
+                        p->oy[(*pixels)++] = (int32_t)(m * g->y_img + (r - u.r0) * g->y_row + (q - u.q0) * g->y_col);
+                    }
+            for (int t = 0; room && t < n; t++) {
+                int from = (int)((int64_t)t * count / n), to = (int)((int64_t)(t + 1) * count / n), wide = a.t1 - a.t0;
+                room[list->n + t] = (tile_piece){
+                    .pixel = first + from, .run = (i * p->across.n + k) * p->runs_max, .height = to - from,
+                    .runs = (d.t1 - d.t0) * (p->merge ? wide > 0 : wide), .len = p->merge ? wide * g->c : g->c };
+            }
+            if (!p->ox) *pixels += count;
+            list->n += n;
+        }
+}
+
+/* Every kind of unit for every height of panel: first to count, then to fill. */
+static bool make_lists(tile_plan *p, err *e)
+{
+    bool differ_h = p->down.n > 1, differ_w = p->across.n > 1, used[2] = { false, false };
+    p->kinds_h = differ_h ? p->units_h : (int)kern_min(p->units_h, 2);
+    p->kinds_w = differ_w ? p->units_w : (int)kern_min(p->units_w, 2);
+    size_t kinds = 2 * (size_t)p->kinds_h * (size_t)p->kinds_w;
+    for (int i = 0; i < panel_count(p->g.o); i++) used[panel_at(p->g.o, i).nv - 1] = true;
+    if (!(p->list[0] = mem_new(2 * kinds, sizeof(tile_list), e))) return false;
+    p->list[1] = p->list[0] + kinds;
+    tile_piece *room = NULL;
+    for (int fill = 0; fill < 2; fill++) {
+        int32_t pixels = 0;
+        int64_t pieces = 0;
+        for (int64_t i = 0; i < tile_units(p); i++) {
+            unit u = tile_unit_at(p, i);
+            int kind = tile_kind_of(p, u);
+            for (int nv = 1; nv <= 2; nv++) {
+                tile_list *list = &p->list[nv - 1][kind];
+                if (!used[nv - 1] || (fill ? list->piece != NULL : list->n > 0)) continue;
+                make_list(p, u, nv, list, fill ? room + pieces : NULL, &pixels);
+                pieces += list->n;
+            }
+        }
+        if (fill) break;
+        room = mem_new((size_t)pieces, sizeof *room, e);
+        p->pieces = room;
+        p->ox = room ? mem_new(2 * (size_t)pixels, sizeof *p->ox, e) : NULL;
+        if (!p->ox) return false;
+        p->oy = p->ox + pixels;
+    }
+    return true;
+}
+
+tile_plan *tile_plan_new(const gather *from, const conv_shape *s, size_t packed_at, err *e)
+{
+    tile_plan *p = mem_new(1, sizeof *p, e);
+    if (!p) { mem_free(from->row); return NULL; }
+    p->g = *from;
+    p->s = *s;
+    p->packed_at = packed_at;
+    p->workers = par_threads();
+    gather *g = &p->g;
+    flatten_pointwise(g);
+    if (!choose_strategy(p, e)) goto failed;
+    p->src_w = p->copy ? gather_span(g->qw, g->sw, g->col, g->tw) : g->iw;
+    p->src_h = p->copy ? gather_span(p->rows, g->sh, g->row, g->th) : g->ih;
+    int64_t ic = (int64_t)g->c * g->groups;
+    if (p->copy) p->copy_floats = (size_t)kern_div_up((int64_t)p->imgs * p->src_h * p->src_w * ic, 16) * 16;
+    p->input_floats = p->rows < g->qh ? (int64_t)gather_span(p->rows, g->sh, g->row, g->th) * g->iw * ic
+                    : (int64_t)p->imgs * g->ih * kern_min(g->iw, (int64_t)p->cols * g->sw) * ic;
+    if (!make_runs(p, e) || !make_lists(p, e)) goto failed;
+    return p;
+failed:
+    tile_plan_free(p);
+    return NULL;
+}
+
+void tile_plan_free(tile_plan *p)
+{
+    if (!p) return;
+    mem_free(p->g.row);
+    mem_free(p->down.c);
+    mem_free(p->across.c);
+    mem_free(p->run[0]);
+    mem_free(p->list[0]);
+    mem_free(p->pieces);
+    mem_free(p->ox);
+    mem_free(p);
+}
