@@ -55,6 +55,9 @@ data_prep   data_default_prep(const data_set *s);
 bool        data_decode(const data_set *s, int64_t i, data_image *out, err *e);   /* thread-safe */
 /* Numbers of images that failed to decode so far, ascending. Returns how many; up to max are written. */
 int64_t     data_bad(const data_set *s, int64_t *index, int64_t max);
+/* The same for people, appended to out: "2 of 50 images could not be decoded and were left out: cat/1.jpg
+ * dog/7.jpg". Nothing when all could; false then. */
+bool        data_bad_text(const data_set *s, buf *out);
 
 /* One class-balanced permutation of the set, a function of the seed: shuffled inside each class, then
  * dealt round-robin. A subset is a range [from, from+n) of it, so disjoint ranges are disjoint subsets

@@ -158,6 +158,17 @@ int64_t data_bad(const data_set *s, int64_t *index, int64_t max) {
     return n;
 }
 
+bool data_bad_text(const data_set *s, buf *out) {
+    enum { NAMED = 8 };
+    int64_t first[NAMED], n = data_bad(s, first, NAMED);
+    if (!n) return false;
+    buf_printf(out, "%lld of %lld images could not be decoded and were left out:", (long long)n,
+               (long long)s->n);
+    for (int64_t i = 0; i < n && i < NAMED; i++) buf_printf(out, " %s", data_name(s, first[i]));
+    if (n > NAMED) buf_puts(out, " ...");
+    return true;
+}
+
 /* Keep a copy while there is room. Two threads may come with the same image; one copy stays. */
 static void keep(const data_set *s, int64_t k, const data_image *im) {
     long long bytes = (long long)im->h * im->w * im->c;

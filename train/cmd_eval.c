@@ -53,11 +53,9 @@ static bool print_result(const cli_common *c, const eval_result *r, err *e) {
 }
 
 static void tell_bad(const cli_common *c, const data_set *s) {
-    int64_t first[8], n = data_bad(s, first, CLI_COUNT(first));
-    if (!n || c->quiet) return;
-    fprintf(stderr, "%lld images could not be decoded and were left out:", (long long)n);
-    for (int64_t i = 0; i < n && i < CLI_COUNT(first); i++) fprintf(stderr, " %s", data_name(s, first[i]));
-    fprintf(stderr, n > CLI_COUNT(first) ? " ...\n" : "\n");
+    buf b = {0};
+    if (!c->quiet && data_bad_text(s, &b) && !b.failed) fprintf(stderr, "%s\n", b.data);
+    buf_free(&b);
 }
 
 static bool run(const cli_common *c, const void *opt, int n_word, char **word, err *e) {

@@ -265,6 +265,13 @@ static bool stopped(trainer *t, err *e) {
     return false;
 }
 
+static bool note_bad(trainer *t, const data_set *s, const char *split, err *e) {
+    buf b = {0};
+    bool ok = !s || !data_bad_text(s, &b) || b.failed || note(t, e, "%s: %s", split, b.data);
+    buf_free(&b);
+    return ok;
+}
+
 static bool go(trainer *t, err *e) {
     for (;;) {
         if (epoch_has_ended(t)) {
@@ -276,7 +283,7 @@ static bool go(trainer *t, err *e) {
     }
     if (t->job->val && t->at.val_step != t->at.step && !validate(t, e)) return false;
     hand_over(t);
-    return true;
+    return note_bad(t, t->job->train, "train", e) && note_bad(t, t->job->val, "val", e);
 }
 
 static bool start(trainer *t, bool *resumed, err *e) {
