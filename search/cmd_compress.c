@@ -63,6 +63,15 @@ static void progress(void *ctx, const char *stage, int64_t done, int64_t total, 
     cli_progress_at(&s->p, done, note);
 }
 
+static void warn(void *ctx, const char *sentence)
+{
+    screen *s = ctx;
+    if (s->quiet) return;
+    if (s->stage[0]) cli_progress_end(&s->p);
+    s->stage[0] = 0;
+    fprintf(stderr, "%s\n", sentence);
+}
+
 static bool fill_job(const cli_common *c, const compress_options *o, search_job *j, err *e)
 {
     const train_recipe *recipe = train_recipe_find(o->recipe);
@@ -102,20 +111,17 @@ static bool fill_job(const cli_common *c, const compress_options *o, search_job 
 }
 
 /* config.json: every value, and the hash of the model file, so that another network is noticed. */
-static bool open_folder(const cli_common *c, const compress_options *o, err *e)
+static bool describe(const cli_common *c, const compress_options *o, buf *text, err *e)
 {
-    buf text = { 0 };
     char hash[65] = "";
     bool file = !nn_model_find(o->model);
-    json_writer w = json_writer_on(&text, true);
+    json_writer w = json_writer_on(text, true);
     if (file && !file_sha256(o->model, hash, e)) return false;
     json_begin(&w, NULL, '{');
     cli_config(&w, &cmd_compress, c, o);
     if (file) json_text(&w, "model_sha256", hash);
     json_end(&w, '}');
-    bool ok = text.failed ? err_set(e, ERR_NOMEM, "no memory for config.json") : run_dir_open(o->run, text.data, e);
-    buf_free(&text);
-    return ok;
+    return !text->failed || err_set(e, ERR_NOMEM, "no memory for config.json");
 }
 
 static bool print_outcome(const cli_common *c, const compress_options *o, const search_outcome *out, err *e)
@@ -145,11 +151,14 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     (void)n_word, (void)word;
     const compress_options *o = opt;
     screen s = { .quiet = c->quiet };
-    search_job j = { .progress = progress, .ctx = &s };
+    search_job j = { .progress = progress, .warn = warn, .ctx = &s };
     search_outcome out;
-    if (!fill_job(c, o, &j, e) || !open_folder(c, o, e)) return false;
-    bool ok = search_compress(&j, &out, e);
+    buf config = { 0 };
+    bool ok = fill_job(c, o, &j, e) && describe(c, o, &config, e);
+    j.config = config.data;
+    ok = ok && search_compress(&j, &out, e);
     if (s.stage[0]) cli_progress_end(&s.p);
+    buf_free(&config);
     return ok && print_outcome(c, o, &out, e);
 }
 

@@ -100,6 +100,9 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     data_set *set = data_open(o->data, "train", &d, e);
     nn_graph *g = set ? train_open_model(o->model, &b, set, (uint64_t)c->seed, e) : NULL;
     bool ok = g && score(c, o, g, set, e);
+    buf bad = { 0 };
+    if (ok && !c->quiet && data_bad_text(set, &bad) && !bad.failed) fprintf(stderr, "%s\n", bad.data);
+    buf_free(&bad);
     nn_graph_free(g);
     data_free(set);
     return ok;

@@ -306,6 +306,14 @@ void search_importance_defaults(search_importance_options *o, int64_t images)
     if (!o->score_images) o->score_images = images / 10 < 50000 ? images / 10 : 50000;
 }
 
+bool search_importance_fits(const search_importance_options *o, int64_t images, err *e)
+{
+    if (o->train_images >= 1 && o->score_images >= 1 && o->train_images <= images && o->score_images <= images - o->train_images)
+        return true;
+    return err_set(e, ERR_CONFIG, "%lld images for fine-tuning and %lld for scoring are wanted, the training set has %lld",
+                   (long long)o->train_images, (long long)o->score_images, (long long)images);
+}
+
 /* ---- a run --------------------------------------------------------------------------------------------------- */
 
 static void job_free(job *j)
@@ -319,9 +327,7 @@ static bool job_init(job *j, const search_chain *c, const search_table *t, const
                      const search_importance_options *o, const char *dir, err *e)
 {
     *j = (job){ .c = c, .t = t, .set = train, .o = o, .dir = dir, .n_tune = o->train_images, .n_held = o->score_images };
-    if (o->train_images < 1 || o->score_images < 1 || o->train_images + o->score_images > data_count(train))
-        return err_set(e, ERR_CONFIG, "%lld images for fine-tuning and %lld for scoring are wanted, the training set has %lld",
-                       (long long)o->train_images, (long long)o->score_images, (long long)data_count(train));
+    if (!search_importance_fits(o, data_count(train), e)) return false;
     j->tune = mem_new((size_t)j->n_tune, sizeof *j->tune, e);
     j->held = mem_new((size_t)j->n_held, sizeof *j->held, e);
     return j->tune && j->held && data_pick(train, o->seed, 0, j->n_tune, j->tune, e)

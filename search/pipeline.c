@@ -67,11 +67,10 @@ static bool stage_base(run_state *s, err *e)
     at(s, "base.safetensors", path);
     if (!file_exists(path)) {
         bool builder = nn_model_find(s->job->model) != NULL;
-        nn_graph *g = train_open_model(s->job->model, &s->job->build, s->train, s->job->seed, e);
-        bool ok = g && (!builder || train_stage(s, g, &s->job->base, NULL, "base", e)) && nn_model_save(g, path, NULL, 0, e);
-        nn_graph_free(g);
-        if (!ok) return false;
+        if ((builder && !train_stage(s, s->base, &s->job->base, NULL, "base", e)) || !nn_model_save(s->base, path, NULL, 0, e))
+            return false;
     }
+    nn_graph_free(s->base);
     return (s->base = nn_model_load(path, e)) != NULL;
 }
 
@@ -377,6 +376,26 @@ static const struct { const char *name; bool (*run)(run_state *s, err *e); } sta
     { "fine-tune", stage_tune }, { "merge and verify", stage_merge }, { "measure", stage_measure },
 };
 
+/* Only then is the folder claimed: a mistyped name must not pin it to a command that cannot run. */
+static bool open_inputs(run_state *s, err *e)
+{
+    const search_job *job = s->job;
+    search_importance_options importance = job->importance;
+    if (!(s->train = data_open(job->data, "train", &job->train_data, e))) return false;
+    search_importance_defaults(&importance, data_count(s->train));
+    return search_importance_fits(&importance, data_count(s->train), e)
+        && (s->val = data_open(job->data, "val", &job->val_data, e))
+        && (s->base = train_open_model(job->model, &job->build, s->train, job->seed, e))
+        && run_dir_open(job->run_dir, job->config, e);
+}
+
+static void warn_bad(const search_job *job, const data_set *s)
+{
+    buf text = { 0 };
+    if (s && job->warn && data_bad_text(s, &text) && !text.failed) job->warn(job->ctx, text.data);
+    buf_free(&text);
+}
+
 static void state_free(run_state *s)
 {
     search_solution_free(&s->solution);
@@ -396,8 +415,7 @@ bool search_compress(const search_job *job, search_outcome *out, err *e)
 {
     run_state s = { .job = job };
     *out = (search_outcome){ 0 };
-    bool ok = (s.train = data_open(job->data, "train", &job->train_data, e))
-           && (s.val = data_open(job->data, "val", &job->val_data, e));
+    bool ok = open_inputs(&s, e);
     for (size_t k = 0; ok && k < sizeof stages / sizeof *stages; k++) {
         s.stage = stages[k].name;
         ok = stages[k].run(&s, e);
@@ -406,6 +424,8 @@ bool search_compress(const search_job *job, search_outcome *out, err *e)
     if (ok) {
         fill_outcome(&s, out);
         ok = write_report(&s, out, e);
+        warn_bad(job, s.train);
+        warn_bad(job, s.val);
     }
     state_free(&s);
     return ok;

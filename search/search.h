@@ -164,6 +164,8 @@ typedef struct {
 } search_importance_options;
 /* Image counts that are 0 become a fifth (fine-tuning) and a tenth (scoring) of `images`, at most 50000. */
 void search_importance_defaults(search_importance_options *o, int64_t images);
+/* Are there enough of them? */
+bool search_importance_fits(const search_importance_options *o, int64_t images, err *e);
 /* Write the missing parts importance<id>.csv of the range into dir (atomic; valid ones skipped; claims
  * let several processes share dir). Parts carry a hash of weights, data and settings. */
 bool search_importance_run(const search_chain *c, const search_table *t, const data_set *train,
@@ -188,6 +190,7 @@ bool search_report_html(const char *run_dir, err *e);
 
 typedef struct {
     const char *model, *data, *run_dir;      /* model: a builder name (trained first) or a file */
+    const char *config;          /* JSON that run_dir is pinned to, once model and data are known to open */
     nn_build build;              /* of a builder; classes and input come from the data when 0 */
     double  speedup;             /* budget = base latency / speedup, or … */
     int64_t budget_ns;           /* … this, when speedup is 0 */
@@ -200,6 +203,7 @@ typedef struct {
     data_options train_data, val_data;
     uint64_t seed;
     void (*progress)(void *ctx, const char *stage, int64_t done, int64_t total, const char *note);
+    void (*warn)(void *ctx, const char *sentence);   /* what a user should know; may be NULL */
     void *ctx;
 } search_job;
 typedef struct {
