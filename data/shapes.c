@@ -151,8 +151,8 @@ static void paint(float *image, int size, const placed *p, const wave *texture) 
 }
 
 static void paint_background(float *image, int size, rng *r, const float base[3], wave *w) {
-    wave_init(&w[0], r, size, 24);
-    wave_init(&w[1], r, size, 12);
+    wave_init(&w[0], r, size, 22);
+    wave_init(&w[1], r, size, 10);
     for (int y = 0; y < size; y++)
         for (int x = 0; x < size; x++, image += 3) {
             float a = wave_at(&w[0], x, y), b = wave_at(&w[1], x, y);
@@ -200,21 +200,21 @@ static void quantise(const float *image, size_t n, rng *r, float sigma, uint8_t 
 }
 
 static void draw(rng *r, int label, int size, float *image, wave *w, uint8_t *out) {
-    float base[3], contrast = between(r, 60, 130);
+    float base[3], contrast = between(r, 60, 120), sign = rng_below(r, 2) ? 1.f : -1.f;
     for (int c = 0; c < 3; c++) base[c] = between(r, 50, 205);
     paint_background(image, size, r, base, w);
     paint_distractors(image, size, r);
 
     placed figure = { .at = figures[label].at,
-                      .x = between(r, -.3f, .3f),
-                      .y = between(r, -.3f, .3f) };
-    place(&figure, r, between(r, .5f, .85f), .4f, .14f);
+                      .x = between(r, -.25f, .25f),
+                      .y = between(r, -.25f, .25f) };
+    place(&figure, r, between(r, .48f, .82f), .45f, .15f);
     for (int c = 0; c < 3; c++)
-        figure.colour[c] = base[c] + (rng_below(r, 2) ? contrast : -contrast) * between(r, .4f, 1);
-    wave_init(&w[2], r, size, 20);
+        figure.colour[c] = base[c] + sign * contrast * between(r, .5f, 1);
+    wave_init(&w[2], r, size, 18);
     paint(image, size, &figure, &w[2]);
-    if (rng_below(r, 100) < 45) paint_occluder(image, size, r, &figure);
-    quantise(image, 3 * (size_t)size * (size_t)size, r, between(r, 5, 22), out);
+    if (rng_below(r, 100) < 50) paint_occluder(image, size, r, &figure);
+    quantise(image, 3 * (size_t)size * (size_t)size, r, between(r, 5, 24), out);
 }
 
 /* ---- the set --------------------------------------------------------------------------------- */
