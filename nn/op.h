@@ -36,7 +36,7 @@ int    nn_node_append(nn_graph *g, nn_opcode op, const char *name, const int *in
                       const nn_attr *attr, err *e);
 extern const char *const nn_barrier_names[3];
 
-/* ---- steps ------------------------------------------------------------------------------------ */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 /* What the caller sets between runs. */
 typedef struct { double momentum; uint64_t seed; int64_t epoch, step; } nn_run;
@@ -81,7 +81,7 @@ typedef struct nn_step {
 
 void nn_ask(nn_step *s, int slot, nn_when when, size_t bytes);   /* in prepare */
 
-/* ---- ops --------------------------------------------------------------------------------------- */
+/* ---- ops ------------------------------------------------------------------------------------- */
 
 enum {
     NN_INPLACE = 1,              /* forward may write y over x[0] */
@@ -129,9 +129,18 @@ static inline int64_t nn_rows(const nn_step *s, const nn_node *n)
     return (int64_t)s->batch * n->dim[1] * n->dim[2];
 }
 static inline int64_t nn_count(const nn_step *s, const nn_node *n) { return nn_rows(s, n) * n->dim[3]; }
-void nn_same_shape(nn_node *n, const nn_node *in);
+bool nn_same_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
+bool nn_pool_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
+void nn_act_forward(nn_step *s, const nn_run *r);
+void nn_act_backward(nn_step *s, const nn_run *r);
 /* The window attributes of a node as a convolution's shape; o and groups filled in by the caller. */
 conv_shape nn_window(const nn_node *n, const nn_node *in, int batch);
+/* Losses: y holds each image's loss, s->loss their mean; all arithmetic of a row in double. */
+typedef double nn_row_loss(const nn_step *s, int64_t row);
+bool   nn_loss_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
+bool   nn_loss_prepare(nn_step *s, err *e);
+void   nn_loss_forward(nn_step *s, nn_row_loss *loss);
+double nn_log_sum_exp(const float *z, int64_t n, double T);      /* log sum_c exp(z_c / T) */
 /* conv2d and linear are the same step: linear is one window over the whole map. */
 conv_shape nn_conv_window(const nn_node *n, const nn_node *in, int batch);
 bool nn_conv_shapes(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
@@ -140,7 +149,7 @@ void nn_conv_refresh(nn_step *s);
 void nn_conv_forward(nn_step *s, const nn_run *r);
 void nn_conv_backward(nn_step *s, const nn_run *r);
 
-/* ---- plans --------------------------------------------------------------------------------------- */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
 /* Memory that is alive from time first to time last. Time: -1 refresh, 0 … n-1 the steps, then
  * backward of the last step at n down to the first at 2n-1; 2n: after everything. */
@@ -152,6 +161,8 @@ struct nn_plan {
     int        batch, n_step;
     nn_step   *step;
     int       *alias;            /* per node: the node that holds its value (itself, or through dropout) */
+    int       *home;             /* per node: step that leaves its value, or -1 */
+    bool      *wanted;           /* per node: its gradient is */
     int       *value, *grad;     /* per node: buffer or -1 */
     int       *param_grad;       /* per parameter: buffer or -1 */
     int      (*memory)[NN_MEMORIES];   /* per step: buffers of mem[] */
@@ -161,6 +172,7 @@ struct nn_plan {
     nn_run     run;
     bool       want_input_grad, poison;
 };
+bool  nn_plan_lay_out(nn_plan *p, err *e);                   /* layout.c: from steps to pointers */
 void *nn_plan_at(const nn_plan *p, int buffer);              /* NULL for -1 */
 /* For tests (and always under address sanitizer): memory is filled with NaN before its first writer
  * and after its last reader. */

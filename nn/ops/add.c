@@ -3,15 +3,13 @@
 
 static bool add_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
 {
-    (void)param;
     for (int i = 1; i < 4; i++)
         if (in[0]->dim[i] != in[1]->dim[i])
             return err_set(e, ERR_CONFIG, "adding %s (%lldx%lldx%lld) and %s (%lldx%lldx%lld)",
                            in[0]->name, (long long)in[0]->dim[1], (long long)in[0]->dim[2],
                            (long long)in[0]->dim[3], in[1]->name, (long long)in[1]->dim[1],
                            (long long)in[1]->dim[2], (long long)in[1]->dim[3]);
-    nn_same_shape(n, in[0]);
-    return true;
+    return nn_same_shape(n, in, param, e);
 }
 
 static void add_forward(nn_step *s, const nn_run *r)

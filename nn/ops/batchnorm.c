@@ -10,8 +10,7 @@ enum { SCALE, SHIFT };                                  /* INFER */
 
 static bool batchnorm_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
 {
-    (void)e;
-    nn_same_shape(n, in[0]);
+    nn_same_shape(n, in, param, e);
     for (int i = 0; i < 4; i++)
         param[i] = (nn_dims){ 1, { n->dim[3] } };
     return true;

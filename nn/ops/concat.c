@@ -5,8 +5,7 @@
 
 static bool concat_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
 {
-    (void)param;
-    nn_same_shape(n, in[0]);
+    nn_same_shape(n, in, param, e);
     for (int k = 1; k < n->n_in; k++) {
         if (in[k]->dim[1] != n->dim[1] || in[k]->dim[2] != n->dim[2])
             return err_set(e, ERR_CONFIG, "%s is %lldx%lld, %s is %lldx%lld", in[0]->name,

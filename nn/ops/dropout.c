@@ -4,13 +4,6 @@
 
 enum { PIECE = 4096 };           /* values of one random stream */
 
-static bool dropout_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
-{
-    (void)param, (void)e;
-    nn_same_shape(n, in[0]);
-    return true;
-}
-
 typedef struct { const nn_step *s; const nn_run *r; const float *from; float *to; bool accumulate; } job;
 
 static void mask_piece(void *ctx, int64_t i, int worker)
@@ -46,5 +39,5 @@ const nn_op nn_op_dropout = {
     .name = "dropout", .onnx = "Dropout",
     .flags = NN_INPLACE | NN_GRAD_INPLACE | NN_TRAIN_ONLY, .attrs = NN_HAS(p),
     .in_min = 1, .in_max = 1,
-    .shape = dropout_shape, .forward = dropout_forward, .backward = dropout_backward,
+    .shape = nn_same_shape, .forward = dropout_forward, .backward = dropout_backward,
 };
