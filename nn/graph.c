@@ -85,7 +85,7 @@ int nn_graph_users(const nn_graph *g, int node, int *user, int max)
     return n;
 }
 
-/* ---- one node ---------------------------------------------------------------------------------- */
+/* ---- one node -------------------------------------------------------------------------------- */
 
 static bool name_is_fine(const char *name, size_t room)
 {
@@ -110,10 +110,12 @@ static bool check_attrs(const nn_node *n, err *e)
             double v = nn_attr_get(&n->attr, r, i);
             if (op->attrs & 1u << r) {
                 if (!(v >= row->least && v <= row->greatest))
-                    return err_set(e, ERR_CONFIG, "%s: %s is %g, wanted %g to %g", n->name, row->name,
-                                   v, row->least, row->greatest);
-            } else if (v != row->value && !(row->type == NN_ATTR_FLOAT && (float)v == (float)row->value)) {
-                return err_set(e, ERR_CONFIG, "%s: %s has no attribute %s", n->name, op->name, row->name);
+                    return err_set(e, ERR_CONFIG, "%s: %s is %g, wanted %g to %g", n->name,
+                                   row->name, v, row->least, row->greatest);
+            } else if (v != row->value &&
+                       !(row->type == NN_ATTR_FLOAT && (float)v == (float)row->value)) {
+                return err_set(e, ERR_CONFIG, "%s: %s has no attribute %s", n->name, op->name,
+                               row->name);
             }
         }
     }
@@ -182,7 +184,8 @@ int nn_node_append(nn_graph *g, nn_opcode op, const char *name, const int *in, i
         if (in[i] < 0)           /* an earlier call failed and has set e */
             return -1;
         if (in[i] >= g->n_node)
-            return err_set(e, ERR_INTERNAL, "%s: input %d is not a node of the graph", name, in[i]), -1;
+            return err_set(e, ERR_INTERNAL, "%s: input %d is not a node of the graph", name, in[i]),
+                   -1;
         n.in[i] = in[i];
     }
     if (!name_is_fine(name, sizeof n.name))
@@ -214,7 +217,7 @@ int nn_node_add(nn_graph *g, nn_opcode op, const char *name, const int *in, int 
     return nn_node_append(g, op, name, in, n_in, &a, e);
 }
 
-/* ---- shorthands ---------------------------------------------------------------------------------- */
+/* ---- shorthands ------------------------------------------------------------------------------ */
 
 int nn_add_input(nn_graph *g, const char *name, int h, int w, int c, err *e)
 {
@@ -260,7 +263,8 @@ static int add_loss(nn_graph *g, nn_opcode op, const char *name, int target, dou
     return nn_node_append(g, op, name, (int[]){ g->output, target }, 2, &a, e);
 }
 
-nn_graph *nn_graph_with_loss(const nn_graph *g, double smoothing, double kd, double temperature, err *e)
+nn_graph *nn_graph_with_loss(const nn_graph *g, double smoothing, double kd, double temperature,
+                             err *e)
 {
     if (g->output < 0 || g->output >= g->n_node)
         return err_set(e, ERR_CONFIG, "%s: the graph has no output", g->arch), NULL;
@@ -270,7 +274,8 @@ nn_graph *nn_graph_with_loss(const nn_graph *g, double smoothing, double kd, dou
     const bool teach = temperature > 0;
     const int64_t *d = g->node[g->output].dim;
     int target = nn_add_input(to, "target", (int)d[1], (int)d[2], (int)d[3], e);
-    int last = add_loss(to, NN_OP_softmax_xent, "loss", target, teach ? 1 - kd : 1, smoothing, 1, e);
+    int last =
+        add_loss(to, NN_OP_softmax_xent, "loss", target, teach ? 1 - kd : 1, smoothing, 1, e);
     if (teach && last >= 0) {
         int teacher = nn_add_input(to, "teacher", (int)d[1], (int)d[2], (int)d[3], e);
         last = add_loss(to, NN_OP_distill, "distill", teacher, kd, 0, temperature, e);
@@ -282,7 +287,7 @@ nn_graph *nn_graph_with_loss(const nn_graph *g, double smoothing, double kd, dou
     return to;
 }
 
-/* ---- whole graphs --------------------------------------------------------------------------------- */
+/* ---- whole graphs ---------------------------------------------------------------------------- */
 
 /* Copy the nodes that are wanted (NULL: all), parameters with their values. */
 static nn_graph *copy_nodes(const nn_graph *g, const bool *wanted, err *e)
@@ -346,7 +351,8 @@ static bool check_params(const nn_graph *g, const nn_node *n, int id, const nn_d
         if (k >= n->n_w || n->w[k] < 0 || n->w[k] >= g->n_param)
             return err_set(e, ERR_CONFIG, "%s: has no %s", n->name, op->param[i].suffix);
         const nn_param *p = &g->param[n->w[k++]];
-        bool same = p->rank == dims[i].rank && p->role == op->param[i].role && p->node == id && p->x;
+        bool same =
+            p->rank == dims[i].rank && p->role == op->param[i].role && p->node == id && p->x;
         for (int d = 0; same && d < p->rank; d++)
             same = p->dim[d] == dims[i].dim[d];
         if (!same)
@@ -364,9 +370,11 @@ bool nn_graph_check(const nn_graph *g, err *e)
         nn_dims dims[5] = { 0 };
         for (int k = 0; k < n.n_in; k++)
             if (n.in[k] < 0 || n.in[k] >= i)
-                return err_set(e, ERR_CONFIG, "%s: input %d is not an earlier node", n.name, n.in[k]);
+                return err_set(e, ERR_CONFIG, "%s: input %d is not an earlier node", n.name,
+                               n.in[k]);
         if (!name_is_fine(n.name, sizeof n.name) || nn_graph_find(g, n.name) != i)
-            return err_set(e, ERR_CONFIG, "node %d: name \"%.95s\" is taken or impossible", i, n.name);
+            return err_set(e, ERR_CONFIG, "node %d: name \"%.95s\" is taken or impossible", i,
+                           n.name);
         if (!infer(g, &n, dims, e) || !check_params(g, &n, i, dims, e))
             return false;
         if (memcmp(n.dim, g->node[i].dim, sizeof n.dim) != 0)
@@ -377,7 +385,7 @@ bool nn_graph_check(const nn_graph *g, err *e)
     return true;
 }
 
-/* ---- sizes ------------------------------------------------------------------------------------------ */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 conv_shape nn_conv_shape(const nn_graph *g, int node, int batch)
 {

@@ -1,6 +1,6 @@
 /* The memory of a plan: every value, gradient and scratch is a buffer with a first and a last time,
- * and gets an offset in one arena. An element-wise step may reuse the buffer of an operand that dies
- * with it. The first writer of a gradient writes, the others add, so nothing is ever zeroed. */
+ * and gets an offset in one arena. An element-wise step may reuse the buffer of an operand that
+ * dies with it. The first writer of a gradient writes, the others add, so nothing is ever zeroed. */
 #include "nn/op.h"
 
 /* ---- lifetimes ------------------------------------------------------------------------------- */
@@ -11,7 +11,8 @@ static int end_of_time(const nn_plan *p) { return 2 * p->n_step; }
 
 static int add_buffer(nn_plan *p, size_t bytes, int first, int last)
 {
-    p->buffer[p->n_buffer] = (nn_buffer){ .bytes = (bytes + 63) / 64 * 64, .first = first, .last = last, .same = -1 };
+    p->buffer[p->n_buffer] =
+        (nn_buffer){ .bytes = (bytes + 63) / 64 * 64, .first = first, .last = last, .same = -1 };
     return p->n_buffer++;
 }
 
@@ -40,7 +41,7 @@ static void add_values(nn_plan *p)
     const int end = end_of_time(p);
     for (int i = 0; i < g->n_node; i++) {
         p->value[i] = p->grad[i] = -1;
-        if (nn_ops[g->node[i].op]->flags & NN_NO_STEP)   /* the caller writes at any time, once for many runs */
+        if (nn_ops[g->node[i].op]->flags & NN_NO_STEP)   /* written at any time, once for many runs */
             p->value[i] = add_buffer(p, value_bytes(p, i), REFRESH, end);
         else if (p->home[i] >= 0)
             p->value[i] = add_buffer(p, value_bytes(p, i), p->home[i], p->home[i]);
@@ -58,15 +59,16 @@ static void add_values(nn_plan *p)
     live_until(p, p->alias[g->output], end);
 }
 
-/* Gradient of node, written by the backward of `step`: the first writer makes the buffer. An input's
- * is the caller's to keep. */
+/* Gradient of node, written by the backward of `step`: the first writer makes the buffer. An
+ * input's is the caller's to keep. */
 static grad_out write_grad(nn_plan *p, int node, int step)
 {
     const grad_out out = { .accumulate = p->grad[node] >= 0 };
     const bool input = p->home[node] < 0;
     if (!out.accumulate)
-        p->grad[node] = add_buffer(p, value_bytes(p, node), input ? REFRESH : backward_time(p, step),
-                                   input ? end_of_time(p) : backward_time(p, p->home[node]));
+        p->grad[node] =
+            add_buffer(p, value_bytes(p, node), input ? REFRESH : backward_time(p, step),
+                       input ? end_of_time(p) : backward_time(p, p->home[node]));
     return out;
 }
 
@@ -82,8 +84,10 @@ static void add_gradients(nn_plan *p)
     }
     for (int i = 0; i < p->g->n_param; i++) {
         const nn_param *w = &p->g->param[i];
-        p->param_grad[i] = p->mode == NN_TRAIN && w->role != NN_RUNNING
-            ? add_buffer(p, (size_t)nn_param_count(w) * sizeof(float), REFRESH, end_of_time(p)) : -1;
+        p->param_grad[i] =
+            p->mode == NN_TRAIN && w->role != NN_RUNNING
+                ? add_buffer(p, (size_t)nn_param_count(w) * sizeof(float), REFRESH, end_of_time(p))
+                : -1;
     }
 }
 
@@ -98,7 +102,8 @@ static bool prepare_steps(nn_plan *p, err *e)
             const nn_memory *m = &s->mem[k];
             const int first[] = { i, back, REFRESH, i, REFRESH };
             const int last[] = { i, back, REFRESH, back, end_of_time(p) };
-            p->memory[i][k] = m->bytes ? add_buffer(p, m->bytes, first[m->when], last[m->when]) : -1;
+            p->memory[i][k] =
+                m->bytes ? add_buffer(p, m->bytes, first[m->when], last[m->when]) : -1;
             p->weight_bytes += m->when == NN_ALWAYS ? m->bytes : 0;
         }
     }
@@ -146,7 +151,7 @@ static void reuse_in_place(nn_plan *p)
         if (s->residual >= 0 && p->grad[s->residual] >= 0 && !s->dres.accumulate &&
             join(p, dy, p->grad[s->residual], time))
             continue;
-        for (int k = s->n_in - 1; k >= 0; k--)   /* written in order: only the last may destroy dy */
+        for (int k = s->n_in - 1; k >= 0; k--) /* written in order: only the last may destroy dy */
             if (s->want[k]) {
                 if (!s->dx[k].accumulate)
                     join(p, dy, p->grad[s->in[k]], time);
@@ -157,7 +162,10 @@ static void reuse_in_place(nn_plan *p)
 
 /* ---- offsets --------------------------------------------------------------------------------- */
 
-static bool meet(const nn_buffer *a, const nn_buffer *b) { return a->first <= b->last && b->first <= a->last; }
+static bool meet(const nn_buffer *a, const nn_buffer *b)
+{
+    return a->first <= b->last && b->first <= a->last;
+}
 
 /* Start of the smallest gap that holds b among the placed buffers (sorted by offset) it meets. */
 static size_t best_gap(const nn_plan *p, const int *placed, int n, const nn_buffer *b)

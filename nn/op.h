@@ -1,7 +1,7 @@
-/* Inside nn: what an op is, and what a plan makes of it. Included only by the files of nn and nn/ops.
+/* Inside nn: what an op is, and what a plan makes of it. Included only within nn, and by tests.
  *
- * An op is one row of nn_ops[] (ops/NAME.c). A plan turns nodes into steps: a step is an op with its
- * memory resolved to pointers, so running is a loop over steps and nothing else. */
+ * An op is one row of nn_ops[] (ops/NAME.c). A plan turns nodes into steps: a step is an op with
+ * its memory resolved to pointers, so running is a loop over steps and nothing else. */
 #ifndef LM_NN_OP_H
 #define LM_NN_OP_H
 
@@ -13,7 +13,8 @@
 #define NN_ATTRS(X) \
     X(size, 3, INT, 0, 0, 1 << 20)  X(out, 1, INT, 0, 0, 1 << 20) X(k, 2, INT, 1, 1, 1 << 12) \
     X(stride, 2, INT, 1, 1, 1 << 12) X(pad, 4, INT, 0, -(1 << 12), 1 << 12) \
-    X(dilation, 2, INT, 1, 1, 1 << 12) X(groups, 1, INT, 1, 1, 1 << 20) X(chan, 2, INT, 0, 0, 1 << 20) \
+    X(dilation, 2, INT, 1, 1, 1 << 12) X(groups, 1, INT, 1, 1, 1 << 20) \
+    X(chan, 2, INT, 0, 0, 1 << 20) \
     X(bias, 1, BOOL, 0, 0, 1) X(count_pad, 1, BOOL, 0, 0, 1) X(fixed, 1, BOOL, 0, 0, 1) \
     X(eps, 1, FLOAT, 1e-5, 0, 1) X(momentum, 1, FLOAT, 0.1, 0, 1) X(p, 1, FLOAT, 0, 0, 0.999) \
     X(smoothing, 1, FLOAT, 0, 0, 1) X(temperature, 1, FLOAT, 1, 1e-3, 1e6) \
@@ -88,7 +89,7 @@ enum {
     NN_GRAD_INPLACE = 2,         /* backward may write dres, or the last dx, over dy */
     NN_NEEDS_IN = 4,             /* backward reads x */
     NN_NEEDS_OUT = 8,            /* backward reads y (with a fused activation every op does) */
-    NN_FUSE_INFER = 16,          /* applies residual and activation itself, when planned for INFER */
+    NN_FUSE_INFER = 16,          /* applies residual and activation itself in INFER */
     NN_FUSE_TRAIN = 32,          /*   ... for TRAIN */
     NN_FOLD_NORM = 64,           /* INFER: absorbs a batch norm into its weights */
     NN_IS_NORM = 128,            /* can be folded */
@@ -114,7 +115,7 @@ struct nn_op {
     /* Output shape from the inputs' nodes, and shapes of the parameters in the order of param[]. */
     bool (*shape)(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
     bool (*prepare)(nn_step *s, err *e);                     /* may be NULL */
-    void (*refresh)(nn_step *s);                             /* INFER: weights changed; may be NULL */
+    void (*refresh)(nn_step *s);               /* INFER: weights changed; may be NULL */
     void (*forward)(nn_step *s, const nn_run *r);
     void (*backward)(nn_step *s, const nn_run *r);
 };
@@ -128,12 +129,15 @@ static inline int64_t nn_rows(const nn_step *s, const nn_node *n)
 {
     return (int64_t)s->batch * n->dim[1] * n->dim[2];
 }
-static inline int64_t nn_count(const nn_step *s, const nn_node *n) { return nn_rows(s, n) * n->dim[3]; }
+static inline int64_t nn_count(const nn_step *s, const nn_node *n)
+{
+    return nn_rows(s, n) * n->dim[3];
+}
 bool nn_same_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
 bool nn_pool_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
 void nn_act_forward(nn_step *s, const nn_run *r);
 void nn_act_backward(nn_step *s, const nn_run *r);
-/* The window attributes of a node as a convolution's shape; o and groups filled in by the caller. */
+/* The window attributes of a node as a convolution's shape, one group. */
 conv_shape nn_window(const nn_node *n, const nn_node *in, int batch);
 /* Losses: y holds each image's loss, s->loss their mean; all arithmetic of a row in double. */
 typedef double nn_row_loss(const nn_step *s, int64_t row);
@@ -153,14 +157,14 @@ void nn_conv_backward(nn_step *s, const nn_run *r);
 
 /* Memory that is alive from time first to time last. Time: -1 refresh, 0 … n-1 the steps, then
  * backward of the last step at n down to the first at 2n-1; 2n: after everything. */
-typedef struct { size_t bytes, offset; int first, last, same; } nn_buffer;   /* same: alias of, or -1 */
+typedef struct { size_t bytes, offset; int first, last, same; } nn_buffer;   /* same: as, or -1 */
 
 struct nn_plan {
     nn_graph  *g;
     nn_mode    mode;
     int        batch, n_step;
     nn_step   *step;
-    int       *alias;            /* per node: the node that holds its value (itself, or through dropout) */
+    int       *alias;            /* per node: the node that holds its value */
     int       *home;             /* per node: step that leaves its value, or -1 */
     bool      *wanted;           /* per node: its gradient is */
     int       *value, *grad;     /* per node: buffer or -1 */

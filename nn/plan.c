@@ -1,5 +1,5 @@
-/* Plans: nodes become steps in an order, and it is decided which gradients they need; layout.c gives
- * them memory.
+/* Plans: nodes become steps in an order, and it is decided which gradients they need; layout.c
+ * gives them memory.
  *
  * Fusion: a step absorbs the nodes that follow it as long as nobody else reads what lies between: a
  * batch norm (INFER, into the weights), a sum whose other operand is ready (as the residual of the
@@ -24,7 +24,7 @@ typedef struct {
     int  *pending;               /* of the search for the order: nodes entered and not yet left */
     int  *next;                  /*   … inputs each of them has yet to visit; -1: not entered */
     bool *taken;                 /* absorbed by an earlier step */
-    int  *uses, *user;           /* reads by needed nodes (the output counts as one); the last reader */
+    int *uses, *user; /* reads by needed nodes (the output counts as one); the last reader */
 } survey;
 
 static void survey_free(survey *v)
@@ -96,7 +96,7 @@ static void find_order(nn_plan *p, survey *v)
             visit(p, v, i);
 }
 
-/* The op of the only node that reads `node`, and that node's id; NULL when there are more or none. */
+/* The op and the id of the only node that reads `node`; NULL when there are more or none. */
 static const nn_op *follower(const nn_plan *p, const survey *v, int node, int *id)
 {
     if (v->uses[node] != 1 || v->user[node] < 0)
@@ -226,7 +226,7 @@ static bool find_gradients(nn_plan *p, err *e)
 static bool allocate(nn_plan *p, err *e)
 {
     const size_t n = (size_t)p->g->n_node, w = (size_t)p->g->n_param;
-    /* at most a value and a gradient per node, a gradient per parameter, and every step's memories */
+    /* buffers: at most a value and a gradient per node, a gradient per parameter, and memories */
     p->step = mem_new(n, sizeof *p->step, e);
     p->alias = mem_new(n, sizeof *p->alias, e);
     p->home = mem_new(n, sizeof *p->home, e);

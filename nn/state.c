@@ -7,7 +7,7 @@
 #include "core/io.h"
 #include "nn/op.h"
 
-/* ---- initialise ------------------------------------------------------------------------------------ */
+/* ---- initialise ------------------------------------------------------------------------------ */
 
 static void fill(nn_param *p, float v)
 {
@@ -39,7 +39,10 @@ static void fill_default(const nn_graph *g, nn_param *p)
     fill(p, row->value);
 }
 
-static double fan_in(const nn_param *weight) { return (double)nn_param_count(weight) / (double)weight->dim[0]; }
+static double fan_in(const nn_param *weight)
+{
+    return (double)nn_param_count(weight) / (double)weight->dim[0];
+}
 
 void nn_state_init(nn_graph *g, uint64_t seed)
 {
@@ -50,7 +53,7 @@ void nn_state_init(nn_graph *g, uint64_t seed)
         const rng r = rng_at(seed, RNG_INIT, 0, (uint64_t)i);
         if (weight->role == NN_WEIGHT && weight->rank == 2)
             fill_uniform(p, 1 / sqrt(fan_in(weight)), r);
-        else if (p->role == NN_WEIGHT)           /* He et al. 2015, fan out: O*kh*kw, as torchvision counts it */
+        else if (p->role == NN_WEIGHT)   /* He et al. 2015; fan out O*kh*kw as torchvision has it */
             fill_normal(p, sqrt(2.0 / (double)(p->dim[0] * p->dim[2] * p->dim[3])), r);
         else
             fill_default(g, p);
@@ -85,13 +88,14 @@ int nn_state_copy(nn_graph *to, const nn_graph *from)
         const int k = nn_param_find(from, to->param[i].name);
         if (k < 0 || !same_shape(&to->param[i], &from->param[k]))
             continue;
-        memcpy(to->param[i].x, from->param[k].x, (size_t)nn_param_count(&from->param[k]) * sizeof(float));
+        memcpy(to->param[i].x, from->param[k].x,
+               (size_t)nn_param_count(&from->param[k]) * sizeof(float));
         copied++;
     }
     return copied;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 static const char format_name[] = "layermerge-1";
 
@@ -106,7 +110,8 @@ bool nn_model_save(const nn_graph *g, const char *path, const nn_meta *extra, in
         ok = err_set(e, ERR_NOMEM, "%s: no memory for the graph's text", path);
     for (int i = 0; ok && i < g->n_param; i++) {
         const nn_param *p = &g->param[i];
-        t[i] = (tf_tensor){ .name = (char *)p->name, .dtype = DT_F32, .rank = p->rank, .data = (const char *)p->x };
+        t[i] = (tf_tensor){ .name = (char *)p->name, .dtype = DT_F32, .rank = p->rank,
+                            .data = (const char *)p->x };
         int64_t step = 1;
         for (int d = p->rank - 1; d >= 0; d--) {
             t[i].dim[d] = p->dim[d];
@@ -115,8 +120,11 @@ bool nn_model_save(const nn_graph *g, const char *path, const nn_meta *extra, in
         }
     }
     if (ok) {
-        const text_pair own[5] = { { "format", format_name }, { "graph", text.data }, { "arch", g->arch },
-                                   { "barrier", nn_barrier_names[g->barrier] }, { "prep", g->prep } };
+        const text_pair own[5] = { { "format", format_name },
+                                   { "graph", text.data },
+                                   { "arch", g->arch },
+                                   { "barrier", nn_barrier_names[g->barrier] },
+                                   { "prep", g->prep } };
         memcpy(meta, own, sizeof own);
         for (int i = 0; i < n; i++)
             meta[5 + i] = (text_pair){ extra[i].key, extra[i].value };
@@ -137,7 +145,7 @@ static bool load_param(nn_param *p, const tensor_file *f, err *e)
     for (int d = 0; same && d < p->rank; d++)
         same = t->dim[d] == p->dim[d];
     if (!same)
-        return err_set(e, ERR_DATA, "tensor %s has %lld values in %d dimensions, its graph wants %lld in %d",
+        return err_set(e, ERR_DATA, "tensor %s has %lld values in %d dimensions, not %lld in %d",
                        p->name, (long long)tf_count(t), t->rank, (long long)nn_param_count(p), p->rank);
     return tf_read_f32(t, p->x, e) || err_note(e, "tensor %s", p->name);
 }
@@ -146,14 +154,16 @@ static nn_graph *read_model(const tensor_file *f, err *e)
 {
     const char *text = tensor_file_meta(f, "graph");
     if (!text)
-        return err_set(e, ERR_DATA, "the file carries no graph; import it with a builder's name"), NULL;
+        return err_set(e, ERR_DATA, "the file carries no graph; import it with a builder's name"),
+               NULL;
     nn_graph *g = nn_graph_parse(text, e);
     bool ok = g && nn_graph_check(g, e);
     for (int i = 0; ok && i < g->n_param; i++)
         ok = load_param(&g->param[i], f, e);
     for (int i = 0; ok && i < f->n; i++)
         if (nn_param_find(g, f->tensor[i].name) < 0)
-            ok = err_set(e, ERR_DATA, "tensor %s belongs to no node of the graph", f->tensor[i].name);
+            ok = err_set(e, ERR_DATA, "tensor %s belongs to no node of the graph",
+                         f->tensor[i].name);
     if (ok)
         return g;
     nn_graph_free(g);

@@ -12,7 +12,7 @@
 
 const char *const nn_barrier_names[3] = { "none", "stride", "stride_1x1" };
 
-/* ---- print ---------------------------------------------------------------------------------------- */
+/* ---- print ----------------------------------------------------------------------------------- */
 
 static void print_quoted(buf *out, const char *s)
 {
@@ -83,7 +83,7 @@ void nn_graph_print(const nn_graph *g, buf *out)
         print_node(g, &g->node[i], out);
 }
 
-/* ---- parse ---------------------------------------------------------------------------------------- */
+/* ---- parse ----------------------------------------------------------------------------------- */
 
 typedef struct { const char *at, *end; int line; err *e; } reader;   /* at … end: one line */
 
@@ -150,12 +150,13 @@ static bool read_number(reader *r, nn_attr_type type, double *out)
 {
     char word[48], *stop;
     const reader before = *r;
+    static const char *const wanted[] = { "a whole number", "0 or 1", "a number" };
     if (!read_word(r, word, sizeof word, "a number"))
         return false;
     *out = strtod(word, &stop);
     bool whole = type == NN_ATTR_FLOAT || (fabs(*out) < 1e9 && *out == floor(*out));
     if (*stop || !isfinite(*out) || !whole || (type == NN_ATTR_BOOL && *out != 0 && *out != 1))
-        return fail(&before, type == NN_ATTR_FLOAT ? "a number" : type == NN_ATTR_INT ? "a whole number" : "0 or 1");
+        return fail(&before, wanted[type]);
     return true;
 }
 
@@ -237,7 +238,8 @@ static bool read_header(reader *r, nn_graph *g, char output[96])
     if (!read_word(r, word, sizeof word, "\"graph\""))
         return false;
     if (strcmp(word, "graph") != 0)
-        return err_set(r->e, ERR_DATA, "graph text line %d: does not start with \"graph\"", r->line);
+        return err_set(r->e, ERR_DATA, "graph text line %d: does not start with \"graph\"",
+                       r->line);
     for (skip_spaces(r); r->at < r->end; skip_spaces(r)) {
         const reader before = *r;
         if (!read_word(r, word, sizeof word, "a key"))

@@ -85,7 +85,8 @@ static bool is_steady(const candidate *c, double spread, double *sorted)
 {
     memcpy(sorted, c->ms, (size_t)c->n * sizeof *sorted);
     qsort(sorted, (size_t)c->n, sizeof *sorted, compare);
-    return quantile(sorted, c->n, 0.75) - quantile(sorted, c->n, 0.25) <= spread * quantile(sorted, c->n, 0.5);
+    return quantile(sorted, c->n, 0.75) - quantile(sorted, c->n, 0.25) <=
+           spread * quantile(sorted, c->n, 0.5);
 }
 
 /* One round: every candidate that is not yet steady, in a fresh order. */
@@ -112,11 +113,12 @@ static bool measure_round(candidate *c, int n, int round, int *order, const bool
     return true;
 }
 
-static bool measure(candidate *c, int n, const nn_time_options *o, int rounds, int *order, bool *steady,
-                    double *sorted, err *e)
+static bool measure(candidate *c, int n, const nn_time_options *o, int rounds, int *order,
+                    bool *steady, double *sorted, err *e)
 {
     const double min_sample = o->min_sample_ms > 0 ? o->min_sample_ms : 2;
-    const double warm_ms = o->warm_ms > 0 ? o->warm_ms : 100, spread = o->spread > 0 ? o->spread : 0.02;
+    const double warm_ms = o->warm_ms > 0 ? o->warm_ms : 100;
+    const double spread = o->spread > 0 ? o->spread : 0.02;
     for (int i = 0; i < n; i++)
         warm(&c[i], warm_ms, min_sample);
     bool again = true;

@@ -15,15 +15,22 @@ static inline image image_new(int n, int h, int w, int c)
     return (image){ n, h, w, c, calloc((size_t)(n * h * w * c), sizeof(double)) };
 }
 
-static inline double *pixel(const image *a, int n, int h, int w) { return a->x + ((n * a->h + h) * a->w + w) * a->c; }
+static inline double *pixel(const image *a, int n, int h, int w)
+{
+    return a->x + ((n * a->h + h) * a->w + w) * a->c;
+}
 
 /* Zero outside. */
 static inline double at(const image *a, int n, int h, int w, int c)
 {
-    return h < 0 || w < 0 || c < 0 || h >= a->h || w >= a->w || c >= a->c ? 0 : pixel(a, n, h, w)[c];
+    const bool outside = h < 0 || w < 0 || c < 0 || h >= a->h || w >= a->w || c >= a->c;
+    return outside ? 0 : pixel(a, n, h, w)[c];
 }
 
-static inline bool inside(const image *a, int h, int w) { return h >= 0 && w >= 0 && h < a->h && w < a->w; }
+static inline bool inside(const image *a, int h, int w)
+{
+    return h >= 0 && w >= 0 && h < a->h && w < a->w;
+}
 
 typedef struct {
     const nn_attr *a;
@@ -72,13 +79,26 @@ static inline double naive_batchnorm(const naive_args *g, int n, int h, int w, i
         for (int i = 0; i < count; i++)
             var += (x->x[i * x->c + c] - mean) * (x->x[i * x->c + c] - mean) / count;
     }
-    return (at(x, n, h, w, c) - mean) / sqrt(var + (double)g->a->eps) * (double)g->w[0][c] + (double)g->w[1][c];
+    return (at(x, n, h, w, c) - mean) / sqrt(var + (double)g->a->eps) * (double)g->w[0][c] +
+           (double)g->w[1][c];
 }
 
-static inline double naive_relu(const naive_args *g, int n, int h, int w, int c) { return fmax(at(g->in, n, h, w, c), 0); }
-static inline double naive_relu6(const naive_args *g, int n, int h, int w, int c) { return fmin(naive_relu(g, n, h, w, c), 6); }
-static inline double naive_add(const naive_args *g, int n, int h, int w, int c) { return at(&g->in[0], n, h, w, c) + at(&g->in[1], n, h, w, c); }
-static inline double naive_pad(const naive_args *g, int n, int h, int w, int c) { return at(g->in, n, h - g->a->pad[0], w - g->a->pad[2], c); }
+static inline double naive_relu(const naive_args *g, int n, int h, int w, int c)
+{
+    return fmax(at(g->in, n, h, w, c), 0);
+}
+static inline double naive_relu6(const naive_args *g, int n, int h, int w, int c)
+{
+    return fmin(naive_relu(g, n, h, w, c), 6);
+}
+static inline double naive_add(const naive_args *g, int n, int h, int w, int c)
+{
+    return at(&g->in[0], n, h, w, c) + at(&g->in[1], n, h, w, c);
+}
+static inline double naive_pad(const naive_args *g, int n, int h, int w, int c)
+{
+    return at(g->in, n, h - g->a->pad[0], w - g->a->pad[2], c);
+}
 
 static inline double naive_slice(const naive_args *g, int n, int h, int w, int c)
 {
@@ -98,7 +118,8 @@ static inline double naive_maxpool(const naive_args *g, int n, int h, int w, int
     double best = -HUGE_VAL;
     for (int i = 0; i < g->a->k[0]; i++)
         for (int j = 0; j < g->a->k[1]; j++) {
-            const int y = h * g->a->stride[0] - g->a->pad[0] + i, x = w * g->a->stride[1] - g->a->pad[2] + j;
+            const int y = h * g->a->stride[0] - g->a->pad[0] + i;
+            const int x = w * g->a->stride[1] - g->a->pad[2] + j;
             if (inside(g->in, y, x))
                 best = fmax(best, at(g->in, n, y, x, c));
         }
@@ -111,7 +132,8 @@ static inline double naive_avgpool(const naive_args *g, int n, int h, int w, int
     int taps = 0;
     for (int i = 0; i < g->a->k[0]; i++)
         for (int j = 0; j < g->a->k[1]; j++) {
-            const int y = h * g->a->stride[0] - g->a->pad[0] + i, x = w * g->a->stride[1] - g->a->pad[2] + j;
+            const int y = h * g->a->stride[0] - g->a->pad[0] + i;
+            const int x = w * g->a->stride[1] - g->a->pad[2] + j;
             sum += at(g->in, n, y, x, c);
             taps += g->a->count_pad || inside(g->in, y, x);
         }
@@ -128,8 +150,14 @@ static inline double naive_globalpool(const naive_args *g, int n, int h, int w, 
     return sum / (g->in->h * g->in->w);
 }
 
-static inline double naive_input(const naive_args *g, int n, int h, int w, int c) { return at(g->in, n, h, w, c); }
-static inline double naive_dropout(const naive_args *g, int n, int h, int w, int c) { return at(g->in, n, h, w, c); }
+static inline double naive_input(const naive_args *g, int n, int h, int w, int c)
+{
+    return at(g->in, n, h, w, c);
+}
+static inline double naive_dropout(const naive_args *g, int n, int h, int w, int c)
+{
+    return at(g->in, n, h, w, c);
+}
 
 static inline double naive_log_softmax(const image *z, int n, int c, double T)
 {
@@ -145,7 +173,8 @@ static inline double naive_softmax_xent(const naive_args *g, int n, int h, int w
     double sum = 0;
     (void)h, (void)w, (void)c;
     for (int k = 0; k < g->in->c; k++)
-        sum -= ((1 - e) * at(&g->in[1], n, 0, 0, k) + e / g->in->c) * naive_log_softmax(g->in, n, k, 1);
+        sum -= ((1 - e) * at(&g->in[1], n, 0, 0, k) + e / g->in->c) *
+               naive_log_softmax(g->in, n, k, 1);
     return sum;
 }
 
@@ -160,7 +189,8 @@ static inline double naive_distill(const naive_args *g, int n, int h, int w, int
 }
 
 #define X(name) [NN_OP_##name] = naive_##name,
-static double (*const naive_ops[NN_OP_COUNT])(const naive_args *, int, int, int, int) = { NN_OPS(X) };
+typedef double naive_op(const naive_args *g, int n, int h, int w, int c);
+static naive_op *const naive_ops[NN_OP_COUNT] = { NN_OPS(X) };
 #undef X
 
 /* The value of every node (inputs: as given), so that a whole graph has a truth. */
@@ -186,7 +216,7 @@ static inline void naive_run(const nn_graph *g, int batch, bool train, image *va
     }
 }
 
-/* ---- random graphs ------------------------------------------------------------------------------ */
+/* ---- random graphs --------------------------------------------------------------------------- */
 
 static inline void random_floats(float *x, int64_t n, rng *r)
 {
@@ -200,14 +230,18 @@ static inline void random_params(nn_graph *g, uint64_t seed)
     rng r = rng_at(seed, RNG_TEST, 1, 0);
     for (int i = 0; i < g->n_param; i++) {
         nn_param *p = &g->param[i];
-        const double scale = p->role == NN_WEIGHT ? 1 / sqrt((double)nn_param_count(p) / (double)p->dim[0]) : 0.5;
+        const double scale =
+            p->role == NN_WEIGHT ? 1 / sqrt((double)nn_param_count(p) / (double)p->dim[0]) : 0.5;
         const bool positive = p->role == NN_NORM_WEIGHT || strstr(p->name, "running_var");
         for (int64_t k = 0; k < nn_param_count(p); k++)
             p->x[k] = (float)(positive ? 0.5 + rng_uniform(&r) : scale * rng_normal(&r));
     }
 }
 
-static inline int between(rng *r, int least, int most) { return least + (int)rng_below(r, (uint32_t)(most - least + 1)); }
+static inline int between(rng *r, int least, int most)
+{
+    return least + (int)rng_below(r, (uint32_t)(most - least + 1));
+}
 
 /* Attributes that suit op on an h×w×c image. */
 static inline nn_attr random_attr(nn_opcode op, int c, rng *r)
@@ -260,7 +294,8 @@ static inline nn_graph *random_net(uint64_t seed, err *e)
     y = nn_add_op(g, act, "act1", y, e);
     y = nn_add_norm(g, "bn2", nn_add_conv(g, "conv2", y, 8, 3, 1, 1, 8, false, false, e), e);
     const int slice = nn_node_add(g, NN_OP_slice, "slice", &x, 1, &slicing, e);
-    const int proj = nn_add_norm(g, "bnp", nn_add_conv(g, "proj", x, 8, 1, 2, 0, 1, false, true, e), e);
+    const int proj =
+        nn_add_norm(g, "bnp", nn_add_conv(g, "proj", x, 8, 1, 2, 0, 1, false, true, e), e);
     y = nn_add_add(g, "sum1", y, seed % 3 ? proj : slice, e);
     if (seed % 3 == 1)
         y = nn_add_add(g, "sum2", slice, y, e);
@@ -271,7 +306,8 @@ static inline nn_graph *random_net(uint64_t seed, err *e)
     y = nn_add_add(g, "sum5", y, y, e);
     y = nn_add_op(g, NN_OP_relu, "act5", y, e);
     y = nn_add_add(g, "sum6", nn_add_norm(g, "bn6", y, e), y, e); /* norm and skip share a value */
-    y = nn_add_conv(g, "conv7", y, 8, 1, 1, 0, 1, true, false, e); /* two readers: nothing to absorb */
+    /* two readers: nothing to absorb */
+    y = nn_add_conv(g, "conv7", y, 8, 1, 1, 0, 1, true, false, e);
     y = nn_add_add(g, "sum7", nn_add_norm(g, "bn7", y, e), nn_add_op(g, act, "act7", y, e), e);
     y = nn_add_norm(g, "bn8", y, e);
     y = nn_add_add(g, "sum8", nn_add_op(g, act, "act8", y, e), y, e);

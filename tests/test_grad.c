@@ -36,7 +36,8 @@ static void make_op_sample(sample *s, nn_opcode op, uint64_t seed)
     const int in[4] = { a, x, a, x };
     const nn_attr attr = random_attr(op, c, &r);
     const int n_in = op == NN_OP_add ? 2 : op == NN_OP_concat ? 4 : 1;
-    finish(s, g, nn_add_linear(g, "fc", nn_node_add(g, op, "op", in, n_in, &attr, &e), 5, true, &e), &id, &e);
+    finish(s, g, nn_add_linear(g, "fc", nn_node_add(g, op, "op", in, n_in, &attr, &e), 5, true, &e),
+           &id, &e);
 }
 
 static void make_net_sample(sample *s, uint64_t seed)
@@ -147,7 +148,7 @@ static void check_differences(const sample *s)
     double_close(d);
 }
 
-/* Gradients that vanish in exact arithmetic (a bias before a norm) leave float noise: hence the floor. */
+/* Gradients that vanish in exact arithmetic (a bias before a norm) leave noise: hence the floor. */
 static double apart(const float *a, const double *b, int64_t n)
 {
     double size = 1e-2, worst = 0;
@@ -177,7 +178,8 @@ static void check_float(const sample *s)
                 worst = fmax(worst, apart(nn_plan_grad(p, i), double_param_grad(d, i),
                                           nn_param_count(&s->g->param[i])));
         CHECK(double_input_grad(d, 0) && nn_plan_input_grad(p, 0) && !nn_plan_input_grad(p, 1));
-        worst = fmax(worst, apart(nn_plan_input_grad(p, 0), double_input_grad(d, 0), input_count(s, 0)));
+        worst = fmax(worst,
+                     apart(nn_plan_input_grad(p, 0), double_input_grad(d, 0), input_count(s, 0)));
         if (!(worst < 2e-5))
             fprintf(stderr, "batch %d, floats off by %g\n%s", s->batch, worst, s->text);
         CHECK(worst < 2e-5);
@@ -188,7 +190,8 @@ static void check_float(const sample *s)
 
 static bool has_gradient(int op)
 {
-    return op != NN_OP_input && op != NN_OP_softmax_xent && op != NN_OP_distill;   /* losses end every sample */
+    /* losses end every sample */
+    return op != NN_OP_input && op != NN_OP_softmax_xent && op != NN_OP_distill;
 }
 
 static void every_op_has_the_gradient_of_its_forward(void)

@@ -13,16 +13,21 @@ static nn_graph *small_net(err *e)
 {
     nn_graph *g = nn_graph_new("small net, \"quoted\"", e);
     int x = nn_add_input(g, "x", 9, 7, 3, e);
-    x = nn_add_op(g, NN_OP_relu, "relu1", nn_add_norm(g, "bn1", nn_add_conv(g, "conv1", x, 8, 3, 1, 1, 1, false, true, e), e), e);
-    nn_attr odd = { .out = 8, .k = { 3, 2 }, .stride = { 2, 1 }, .pad = { 1, 0, 2, 1 }, .dilation = { 1, 2 },
-                    .groups = 4, .bias = true };
+    x = nn_add_norm(g, "bn1", nn_add_conv(g, "conv1", x, 8, 3, 1, 1, 1, false, true, e), e);
+    x = nn_add_op(g, NN_OP_relu, "relu1", x, e);
+    const nn_attr odd = { .out = 8, .k = { 3, 2 }, .stride = { 2, 1 }, .pad = { 1, 0, 2, 1 },
+                          .dilation = { 1, 2 }, .groups = 4, .bias = true };
     int y = nn_node_add(g, NN_OP_conv2d, "layer1.0.conv1", &x, 1, &odd, e);
-    y = nn_node_add(g, NN_OP_batchnorm, "layer1.0.bn1", &y, 1, &(nn_attr){ .eps = 1e-3f, .momentum = 0.03f }, e);
+    y = nn_node_add(g, NN_OP_batchnorm, "layer1.0.bn1", &y, 1,
+                    &(nn_attr){ .eps = 1e-3f, .momentum = 0.03f }, e);
     y = nn_add_op(g, NN_OP_relu6, "layer1.0.relu", y, e);
     y = nn_node_add(g, NN_OP_pad, "layer1.0.pad", &y, 1, &(nn_attr){ .pad = { -1, 2, 0, -1 } }, e);
-    y = nn_node_add(g, NN_OP_maxpool, "pool", &y, 1, &(nn_attr){ .k = { 2, 3 }, .stride = { 1, 2 }, .pad = { 1, 0, 1, 1 } }, e);
-    int z = nn_node_add(g, NN_OP_slice, "slice", &y, 1, &(nn_attr){ .stride = { 2, 1 }, .chan = { 3, 4 } }, e);
-    z = nn_node_add(g, NN_OP_avgpool, "avg", &z, 1, &(nn_attr){ .k = { 2, 2 }, .count_pad = true }, e);
+    y = nn_node_add(g, NN_OP_maxpool, "pool", &y, 1,
+                    &(nn_attr){ .k = { 2, 3 }, .stride = { 1, 2 }, .pad = { 1, 0, 1, 1 } }, e);
+    int z = nn_node_add(g, NN_OP_slice, "slice", &y, 1,
+                        &(nn_attr){ .stride = { 2, 1 }, .chan = { 3, 4 } }, e);
+    z = nn_node_add(g, NN_OP_avgpool, "avg", &z, 1, &(nn_attr){ .k = { 2, 2 }, .count_pad = true },
+                    e);
     z = nn_node_add(g, NN_OP_concat, "cat", (int[]){ z, z }, 2, NULL, e);
     z = nn_node_add(g, NN_OP_dropout, "drop", &z, 1, &(nn_attr){ .p = 0.1f }, e);
     g->output = nn_add_linear(g, "fc", z, 4, true, e);
@@ -56,8 +61,10 @@ static void the_text_form_round_trips(void)
     for (int i = 0; h && i < l->n_node; i++) {
         CHECK(memcmp(h->node[i].dim, l->node[i].dim, sizeof l->node[i].dim) == 0);
         CHECK(memcmp(&h->node[i].attr, &l->node[i].attr, sizeof(float)) == 0);
-        CHECK(h->node[i].attr.eps == l->node[i].attr.eps && h->node[i].attr.momentum == l->node[i].attr.momentum);
-        CHECK(h->node[i].attr.smoothing == l->node[i].attr.smoothing && h->node[i].attr.weight == l->node[i].attr.weight);
+        CHECK(h->node[i].attr.eps == l->node[i].attr.eps &&
+              h->node[i].attr.momentum == l->node[i].attr.momentum);
+        CHECK(h->node[i].attr.smoothing == l->node[i].attr.smoothing &&
+              h->node[i].attr.weight == l->node[i].attr.weight);
     }
     mem_free(text);
     mem_free(again);
@@ -118,7 +125,7 @@ static void garbage_is_refused_with_its_line(void)
     }
 }
 
-/* Whatever is cut off or overwritten: a graph or an error, never more (address sanitizer looks on). */
+/* Whatever is cut off or overwritten: a graph or an error, never more. */
 static void damaged_text_never_does_harm(void)
 {
     err e = { 0 };
@@ -153,13 +160,17 @@ static void shapes_that_do_not_fit_name_the_node_and_both_numbers(void)
     nn_graph *g = nn_graph_new("g", &e);
     const int a = nn_add_input(g, "a", 4, 4, 3, &e), b = nn_add_input(g, "b", 4, 5, 3, &e);
     CHECK(nn_add_add(g, "sum", a, b, &e) == -1);
-    CHECK(e.code == ERR_CONFIG && strstr(e.msg, "sum") && strstr(e.msg, "4x4x3") && strstr(e.msg, "4x5x3"));
-    CHECK(nn_add_op(g, NN_OP_relu, "later", -1, &e) == -1 && strstr(e.msg, "sum"));   /* a chain keeps its cause */
+    CHECK(e.code == ERR_CONFIG && strstr(e.msg, "sum") && strstr(e.msg, "4x4x3") &&
+          strstr(e.msg, "4x5x3"));
+    /* a chain of calls keeps its cause */
+    CHECK(nn_add_op(g, NN_OP_relu, "later", -1, &e) == -1 && strstr(e.msg, "sum"));
     CHECK(nn_add_op(g, NN_OP_relu, "a", b, &e) == -1 && strstr(e.msg, "two nodes are called a"));
     CHECK(nn_add_op(g, NN_OP_relu, "a b", b, &e) == -1);
-    CHECK(nn_add_conv(g, "conv", a, 8, 3, 1, 1, 2, false, false, &e) == -1 && strstr(e.msg, "conv"));
+    CHECK(nn_add_conv(g, "conv", a, 8, 3, 1, 1, 2, false, false, &e) == -1 &&
+          strstr(e.msg, "conv"));
     CHECK(g->n_node == 2 && g->n_param == 0);
-    CHECK(nn_node_add(g, NN_OP_relu, "r", &a, 1, &(nn_attr){ .out = 3 }, &e) == -1 && strstr(e.msg, "no attribute out"));
+    CHECK(nn_node_add(g, NN_OP_relu, "r", &a, 1, &(nn_attr){ .out = 3 }, &e) == -1 &&
+          strstr(e.msg, "no attribute out"));
     nn_graph_free(g);
 }
 
@@ -279,7 +290,8 @@ static void a_model_file_gives_back_every_bit(void)
     char *a = text_of(g), *b = h ? text_of(h) : NULL;
     CHECK_TEXT(b, a);
     for (int i = 0; h && i < g->n_param; i++)
-        CHECK(memcmp(g->param[i].x, h->param[i].x, (size_t)nn_param_count(&g->param[i]) * sizeof(float)) == 0);
+        CHECK(memcmp(g->param[i].x, h->param[i].x,
+                     (size_t)nn_param_count(&g->param[i]) * sizeof(float)) == 0);
     tensor_file f;
     CHECK_OK(tensor_file_open(&f, path_of("m.safetensors"), &e), e);
     CHECK_TEXT(tensor_file_meta(&f, "epoch"), "7");
@@ -303,7 +315,10 @@ static void save_with_text(const nn_graph *g, const char *text, int drop, const 
         const nn_param *p = &g->param[i];
         if (i == drop)
             continue;
-        t[n] = (tf_tensor){ .name = (char *)(size_t)p->name, .dtype = DT_F32, .rank = p->rank, .data = (const char *)p->x };
+        t[n] = (tf_tensor){ .name = (char *)(size_t)p->name,
+                             .dtype = DT_F32,
+                             .rank = p->rank,
+                             .data = (const char *)p->x };
         int64_t step = 1;
         for (int d = p->rank - 1; d >= 0; step *= p->dim[d], d--) {
             t[n].dim[d] = p->dim[d];
@@ -320,7 +335,8 @@ static void a_model_file_that_does_not_fit_its_graph_is_refused(void)
     nn_graph *g = small_net(&e);
     char *text = text_of(g), *path = path_of("bad.safetensors");
     save_with_text(g, text, 2, path);
-    CHECK(!nn_model_load(path, &e) && e.code == ERR_DATA && strstr(e.msg, g->param[2].name) && strstr(e.msg, "bad.safetensors"));
+    CHECK(!nn_model_load(path, &e) && e.code == ERR_DATA && strstr(e.msg, g->param[2].name) &&
+          strstr(e.msg, "bad.safetensors"));
     char *fc = strstr(text, "fc = linear(drop) out=4");
     CHECK(fc);
     fc[strlen("fc = linear(drop) out=")] = '5';

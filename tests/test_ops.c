@@ -126,8 +126,9 @@ static void a_fused_chain_computes_its_definition(void)
     for (uint64_t seed = 0; seed < 24; seed++) {
         rng r = rng_at(seed, RNG_TEST, 100, 0);
         nn_graph *g = nn_graph_new("chain", &e);
-        const int c = between(&r, 1, 33), x = nn_add_input(g, "x", between(&r, 3, 9), between(&r, 3, 9), c, &e);
-        const int skip = nn_add_op(g, NN_OP_relu6, "skip", x, &e);          /* dies where it is added */
+        const int c = between(&r, 1, 33),
+                  x = nn_add_input(g, "x", between(&r, 3, 9), between(&r, 3, 9), c, &e);
+        const int skip = nn_add_op(g, NN_OP_relu6, "skip", x, &e); /* dies where it is added */
         int y = nn_add_conv(g, "conv", skip, c, 3, 1, 1, seed % 3 ? 1 : c, seed % 2, false, &e);
         if (seed & 4)
             y = nn_add_norm(g, "norm", y, &e);

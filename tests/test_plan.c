@@ -48,8 +48,9 @@ static int64_t output_count(const nn_plan *p)
     return p->batch * d[1] * d[2] * d[3];
 }
 
-/* One forward and backward of a fresh plan over a fresh copy of g; all its gradients in one array. */
-static float *gradients(const nn_graph *g, int batch, unsigned options, bool poison, double *loss, int64_t *n)
+/* Forward and backward of a fresh plan over a copy of g; all gradients in one array. */
+static float *gradients(const nn_graph *g, int batch, unsigned options, bool poison, double *loss,
+                        int64_t *n)
 {
     err e = { 0 };
     nn_graph *copy = nn_graph_copy(g, &e);
@@ -69,7 +70,8 @@ static float *gradients(const nn_graph *g, int batch, unsigned options, bool poi
         const int64_t count = nn_param_count(&g->param[i]);
         const float *from = nn_plan_grad(p, i);
         CHECK((from != NULL) == (g->param[i].role != NN_RUNNING));
-        memcpy(to, from ? from : copy->param[i].x, (size_t)count * sizeof *to);   /* running: as updated */
+        memcpy(to, from ? from : copy->param[i].x,
+               (size_t)count * sizeof *to); /* running: as updated */
         to += count;
     }
     nn_plan_free(p);
@@ -77,14 +79,15 @@ static float *gradients(const nn_graph *g, int batch, unsigned options, bool poi
     return all;
 }
 
-/* ---- meaning -------------------------------------------------------------------------------------- */
+/* ---- meaning --------------------------------------------------------------------------------- */
 
 static void fused_plans_compute_what_unfused_ones_do(void)
 {
     err e = { 0 };
     for (uint64_t seed = 0; seed < 12; seed++) {
         nn_graph *g = random_net(seed, &e);
-        nn_plan *a = nn_plan_build(g, NN_INFER, 3, 0, &e), *b = nn_plan_build(g, NN_INFER, 3, NN_PLAN_NO_FUSION, &e);
+        nn_plan *a = nn_plan_build(g, NN_INFER, 3, 0, &e),
+                *b = nn_plan_build(g, NN_INFER, 3, NN_PLAN_NO_FUSION, &e);
         CHECK(a->n_step < b->n_step);
         fill_inputs(a, seed);
         fill_inputs(b, seed);
@@ -96,7 +99,8 @@ static void fused_plans_compute_what_unfused_ones_do(void)
         nn_graph *l = nn_graph_with_loss(g, 0.1, 0.5, 2, &e);
         double loss_a, loss_b;
         int64_t n;
-        float *x = gradients(l, 3, 0, false, &loss_a, &n), *y = gradients(l, 3, NN_PLAN_NO_FUSION, false, &loss_b, &n);
+        float *x = gradients(l, 3, 0, false, &loss_a, &n),
+              *y = gradients(l, 3, NN_PLAN_NO_FUSION, false, &loss_b, &n);
         CHECK_CLOSE(loss_a, loss_b, 1e-5 * loss_b);
         CHECK(apart(x, y, n) < 1e-5);
         free(x);
@@ -143,7 +147,7 @@ static void infer_with_the_batches_statistics_equals_train(void)
     fill_inputs(train, 1);
     nn_plan_momentum(train, 1);
     nn_plan_forward(train);
-    for (int i = 0; i < g->n_param; i++) {       /* running variances are unbiased, batch ones are not */
+    for (int i = 0; i < g->n_param; i++) { /* running variances are unbiased, batch ones are not */
         const nn_param *w = &g->param[i];
         const int64_t *d = g->node[w->node].dim, rows = 4 * d[1] * d[2];
         for (int64_t k = 0; strstr(w->name, "running_var") && k < w->dim[0]; k++)
@@ -167,7 +171,8 @@ static void an_images_result_does_not_depend_on_its_batch(void)
     fill_inputs(five, 1);
     nn_plan_forward(five);
     for (int i = 0; i < 5; i++) {
-        memcpy(nn_plan_input(one, 0), nn_plan_input(five, 0) + i * size, (size_t)size * sizeof(float));
+        memcpy(nn_plan_input(one, 0), nn_plan_input(five, 0) + i * size,
+               (size_t)size * sizeof(float));
         nn_plan_forward(one);
         CHECK(apart(nn_plan_output(one), nn_plan_output(five) + i * 5, 5) < 1e-5);
     }
@@ -238,7 +243,7 @@ static void a_loss_in_infer_is_the_validation_loss(void)
     nn_graph_free(g);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void check_layout(const nn_plan *p)
 {
@@ -249,11 +254,13 @@ static void check_layout(const nn_plan *p)
         for (int k = 0; k < i && a->same < 0; k++) {
             const nn_buffer *b = &p->buffer[k];
             const bool together = b->same < 0 && a->first <= b->last && b->first <= a->last;
-            CHECK(!together || a->offset + a->bytes <= b->offset || b->offset + b->bytes <= a->offset);
+            CHECK(!together || a->offset + a->bytes <= b->offset ||
+                  b->offset + b->bytes <= a->offset);
         }
     }
     const nn_plan_info info = nn_plan_describe(p);
-    CHECK(info.live_bytes <= info.arena_bytes && info.arena_bytes <= info.live_bytes + info.live_bytes / 4);
+    CHECK(info.live_bytes <= info.arena_bytes &&
+          info.arena_bytes <= info.live_bytes + info.live_bytes / 4);
 }
 
 static void buffers_that_live_together_do_not_overlap(void)
@@ -277,7 +284,8 @@ static void nothing_is_read_before_it_is_written_or_after_it_died(void)
         nn_graph *g = random_net(seed, &e), *l = nn_graph_with_loss(g, 0.1, 0, 0, &e);
         double clean, poisoned;
         int64_t n;
-        float *x = gradients(l, 2, 0, false, &clean, &n), *y = gradients(l, 2, 0, true, &poisoned, &n);
+        float *x = gradients(l, 2, 0, false, &clean, &n),
+              *y = gradients(l, 2, 0, true, &poisoned, &n);
         CHECK(clean == poisoned && memcmp(x, y, (size_t)n * sizeof *x) == 0);
         free(x);
         free(y);
@@ -289,7 +297,8 @@ static void nothing_is_read_before_it_is_written_or_after_it_died(void)
         for (int again = 0; again < 2; again++) {          /* inputs and weights survive a run */
             nn_plan_forward(p);
             nn_plan_forward(q);
-            CHECK(memcmp(nn_plan_output(p), nn_plan_output(q), (size_t)output_count(p) * sizeof(float)) == 0);
+            CHECK(memcmp(nn_plan_output(p), nn_plan_output(q),
+                         (size_t)output_count(p) * sizeof(float)) == 0);
             CHECK(!isnan(nn_plan_output(p)[0]));
         }
         nn_plan_free(p);
@@ -328,12 +337,14 @@ static void the_output_is_never_fused_away(void)
         nn_graph *g = random_net(0, &e);
         nn_graph *l = nn_graph_with_loss(g, 0, 0, 0, &e);
         l->output = nn_graph_find(l, seed ? "conv1" : "bn1");
-        nn_plan *p = nn_plan_build(l, NN_INFER, 2, 0, &e), *q = nn_plan_build(l, NN_INFER, 2, NN_PLAN_NO_FUSION, &e);
+        nn_plan *p = nn_plan_build(l, NN_INFER, 2, 0, &e),
+                *q = nn_plan_build(l, NN_INFER, 2, NN_PLAN_NO_FUSION, &e);
         fill_inputs(p, 1);
         fill_inputs(q, 1);
         nn_plan_forward(p);
         nn_plan_forward(q);
-        CHECK(nn_plan_output(p) && apart(nn_plan_output(p), nn_plan_output(q), output_count(p)) < 1e-5);
+        CHECK(nn_plan_output(p) &&
+              apart(nn_plan_output(p), nn_plan_output(q), output_count(p)) < 1e-5);
         nn_plan_free(p);
         nn_plan_free(q);
         nn_graph_free(l);
@@ -368,7 +379,7 @@ static void gradients_nobody_needs_are_not_computed(void)
     CHECK(!nn_plan_input_grad(p, 0) && nn_plan_input_grad(q, 0));
     nn_plan_free(p);
     nn_plan_free(q);
-    p = nn_plan_new(g, NN_TRAIN, 2, &e);                                 /* no loss: statistics only */
+    p = nn_plan_new(g, NN_TRAIN, 2, &e); /* no loss: statistics only */
     for (int i = 0; i < p->n_step; i++)
         CHECK(!p->step[i].active);
     nn_plan_forward(p);
@@ -396,9 +407,11 @@ static void resnet20_becomes_convolutions_and_little_else(void)
     nn_graph *l = nn_graph_with_loss(g, 0, 0, 0, &e);
     nn_plan *p = nn_plan_new(g, NN_INFER, 2, &e), *q = nn_plan_new(l, NN_TRAIN, 2, &e);
     CHECK(p->n_step == 19 + 2 + 2);              /* convolutions, slices, pool and linear */
-    CHECK(count_op(q, NN_OP_add) == 0 && count_op(q, NN_OP_relu) == 0 && count_op(q, NN_OP_batchnorm) == 19);
+    CHECK(count_op(q, NN_OP_add) == 0 && count_op(q, NN_OP_relu) == 0 &&
+          count_op(q, NN_OP_batchnorm) == 19);
     /* two maps of the first stage, input, weights packed and unpacked */
-    CHECK(p->live_bytes - 2 * p->weight_bytes < 2 * (3 * 32 * 32 * 16 + 3 * 32 * 32) * sizeof(float));
+    CHECK(p->live_bytes - 2 * p->weight_bytes <
+          2 * (3 * 32 * 32 * 16 + 3 * 32 * 32) * sizeof(float));
     check_layout(p);
     check_layout(q);
     buf text = { 0 };
@@ -421,7 +434,7 @@ static void impossible_plans_are_refused(void)
     nn_graph_free(g);
 }
 
-/* ---- threads and time --------------------------------------------------------------------------------- */
+/* ---- threads and time ------------------------------------------------------------------------ */
 
 static void the_number_of_threads_does_not_change_a_bit(void)
 {
@@ -462,7 +475,9 @@ static void the_ruler_orders_plans_by_their_work(void)
     nn_graph *g = random_net(3, &e);
     nn_plan *plan[2] = { nn_plan_new(g, NN_INFER, 1, &e), nn_plan_new(g, NN_INFER, 40, &e) };
     nn_timing t[2];
-    const nn_time_options o = { .rounds = 5, .min_sample_ms = 1, .warm_ms = 5, .spread = 0.5, .tick = tick };
+    const nn_time_options o = {
+        .rounds = 5, .min_sample_ms = 1, .warm_ms = 5, .spread = 0.5, .tick = tick
+    };
     fill_inputs(plan[0], 1);
     fill_inputs(plan[1], 1);
     CHECK_OK(nn_plan_time(plan, 2, &o, t, &e), e);

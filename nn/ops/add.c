@@ -15,7 +15,8 @@ static bool add_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err 
 static void add_forward(nn_step *s, const nn_run *r)
 {
     (void)r;
-    affine_forward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], NULL, NULL, s->x[1], s->act, s->y);
+    affine_forward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], NULL, NULL, s->x[1], s->act,
+                   s->y);
 }
 
 /* In order: the plan lets only the last of them be dy's memory. */
@@ -24,7 +25,8 @@ static void add_backward(nn_step *s, const nn_run *r)
     (void)r;
     for (int k = 0; k < 2; k++)
         if (s->dx[k].p)
-            act_backward(nn_count(s, s->node), s->act, NULL, s->y, s->dy, s->dx[k].accumulate, s->dx[k].p);
+            act_backward(nn_count(s, s->node), s->act, NULL, s->y, s->dy, s->dx[k].accumulate,
+                         s->dx[k].p);
 }
 
 const nn_op nn_op_add = {

@@ -20,7 +20,8 @@ static bool batchnorm_prepare(nn_step *s, err *e)
 {
     (void)e;
     const int c = (int)s->node->dim[3];
-    const size_t row = (size_t)c * sizeof(float), scratch = bn_scratch_bytes(nn_rows(s, s->node), c);
+    const size_t row = (size_t)c * sizeof(float);
+    const size_t scratch = bn_scratch_bytes(nn_rows(s, s->node), c);
     if (s->mode == NN_INFER) {
         nn_ask(s, SCALE, NN_ALWAYS, row);
         nn_ask(s, SHIFT, NN_ALWAYS, row);
@@ -38,7 +39,8 @@ static void batchnorm_refresh(nn_step *s)
 {
     float *scale = s->mem[SCALE].p, *shift = s->mem[SHIFT].p;
     for (int64_t c = 0; c < s->node->dim[3]; c++) {
-        const double g = (double)s->w[0]->x[c] / sqrt((double)s->w[3]->x[c] + (double)s->node->attr.eps);
+        const double g =
+            (double)s->w[0]->x[c] / sqrt((double)s->w[3]->x[c] + (double)s->node->attr.eps);
         scale[c] = (float)g;
         shift[c] = (float)((double)s->w[1]->x[c] - g * (double)s->w[2]->x[c]);
     }
@@ -79,7 +81,8 @@ static void batchnorm_backward(nn_step *s, const nn_run *r)
 
 const nn_op nn_op_batchnorm = {
     .name = "batchnorm", .onnx = "BatchNormalization",
-    .flags = NN_INPLACE | NN_GRAD_INPLACE | NN_NEEDS_IN | NN_FUSE_INFER | NN_FUSE_TRAIN | NN_IS_NORM,
+    .flags = NN_INPLACE | NN_GRAD_INPLACE | NN_NEEDS_IN | NN_FUSE_INFER | NN_FUSE_TRAIN
+           | NN_IS_NORM,
     .attrs = NN_HAS(eps) | NN_HAS(momentum),
     .in_min = 1, .in_max = 1,
     .param = { { "weight", NN_NORM_WEIGHT, 1, false }, { "bias", NN_NORM_BIAS, 0, false },

@@ -1,7 +1,7 @@
 /* Convolution, and what it shares with linear (one window over the whole map).
  *
- * TRAIN packs the weights at every run, because they change at every run; INFER folds the batch norm
- * and packs once, in refresh. */
+ * TRAIN packs the weights at every run, because they change at every run; INFER folds the batch
+ * norm and packs once, in refresh. */
 #include <math.h>
 #include <string.h>
 
@@ -106,7 +106,8 @@ void nn_conv_forward(nn_step *s, const nn_run *r)
 void nn_conv_backward(nn_step *s, const nn_run *r)
 {
     (void)r;
-    conv_weight_grad(s->conv, s->x[0], s->dy, s->dw[0].accumulate, s->dw[0].p, s->mem[SCRATCH_BACK].p);
+    conv_weight_grad(s->conv, s->x[0], s->dy, s->dw[0].accumulate, s->dw[0].p,
+                     s->mem[SCRATCH_BACK].p);
     if (s->w[1])
         channel_sum(nn_rows(s, s->node), s->node->attr.out, s->dy, s->dw[1].accumulate, s->dw[1].p,
                     s->mem[SCRATCH_BACK].p);
@@ -120,8 +121,8 @@ void nn_conv_backward(nn_step *s, const nn_run *r)
 const nn_op nn_op_conv2d = {
     .name = "conv2d", .onnx = "Conv",
     .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM,
-    .attrs = NN_HAS(out) | NN_HAS(k) | NN_HAS(stride) | NN_HAS(pad) | NN_HAS(dilation) | NN_HAS(groups)
-           | NN_HAS(bias) | NN_HAS(fixed),
+    .attrs = NN_HAS(out) | NN_HAS(k) | NN_HAS(stride) | NN_HAS(pad) | NN_HAS(dilation)
+           | NN_HAS(groups) | NN_HAS(bias) | NN_HAS(fixed),
     .in_min = 1, .in_max = 1,
     .param = { { "weight", NN_WEIGHT, 0, false }, { "bias", NN_BIAS, 0, true } },
     .shape = nn_conv_shapes, .prepare = nn_conv_prepare, .refresh = nn_conv_refresh,

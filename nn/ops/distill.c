@@ -29,10 +29,12 @@ static void grad_row(void *ctx, int64_t i, int worker)
     const int64_t C = s->src[0]->dim[3];
     const float *z = s->x[0] + i * C, *t = s->x[1] + i * C;
     float *dz = s->dx[0].p + i * C;
-    const double T = (double)s->node->attr.temperature, scale = (double)s->node->attr.weight * T / s->batch;
+    const double T = (double)s->node->attr.temperature;
+    const double scale = (double)s->node->attr.weight * T / s->batch;
     const double student = nn_log_sum_exp(z, C, T), teacher = nn_log_sum_exp(t, C, T);
     for (int64_t c = 0; c < C; c++) {
-        const double g = scale * (exp((double)z[c] / T - student) - exp((double)t[c] / T - teacher));
+        const double g =
+            scale * (exp((double)z[c] / T - student) - exp((double)t[c] / T - teacher));
         dz[c] = s->dx[0].accumulate ? dz[c] + (float)g : (float)g;
     }
 }

@@ -1,19 +1,26 @@
-/* TRAIN: each value is dropped with probability p, the others grow by 1/(1-p). The mask is a function
- * of (seed, epoch, step, node, element), so backward draws it again instead of keeping it. */
+/* TRAIN: each value is dropped with probability p, the others grow by 1/(1-p). The mask is a
+ * function of (seed, epoch, step, node, element), so backward draws it again instead of keeping it. */
 #include "nn/op.h"
 
 enum { PIECE = 4096 };           /* values of one random stream */
 
-typedef struct { const nn_step *s; const nn_run *r; const float *from; float *to; bool accumulate; } job;
+typedef struct {
+    const nn_step *s;
+    const nn_run *r;
+    const float *from;
+    float *to;
+    bool accumulate;
+} job;
 
 static void mask_piece(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const job *j = ctx;
-    const int64_t count = nn_count(j->s, j->s->node), end = (i + 1) * PIECE < count ? (i + 1) * PIECE : count;
+    const int64_t count = nn_count(j->s, j->s->node),
+                  end = (i + 1) * PIECE < count ? (i + 1) * PIECE : count;
     /* 56 bits of index: 20 of step, 12 of node, 24 of piece */
-    const uint64_t index = ((uint64_t)j->r->step & 0xFFFFF) << 36 | ((uint64_t)j->s->id & 0xFFF) << 24
-                         | ((uint64_t)i & 0xFFFFFF);
+    const uint64_t index = ((uint64_t)j->r->step & 0xFFFFF) << 36 |
+                           ((uint64_t)j->s->id & 0xFFF) << 24 | ((uint64_t)i & 0xFFFFFF);
     rng draw = rng_at(j->r->seed, RNG_DROPOUT, (uint32_t)j->r->epoch, index);
     const double p = (double)j->s->node->attr.p;
     const float keep = (float)(1 / (1 - p));

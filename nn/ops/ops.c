@@ -7,8 +7,8 @@
 const nn_op *const nn_ops[NN_OP_COUNT] = { NN_OPS(X) };
 #undef X
 
-#define X(name, count, type, value, least, greatest) \
-    [NN_AT_##name] = { #name, offsetof(nn_attr, name), count, NN_ATTR_##type, value, least, greatest },
+#define X(name, count, type, ...) \
+    [NN_AT_##name] = { #name, offsetof(nn_attr, name), count, NN_ATTR_##type, __VA_ARGS__ },
 const nn_attr_row nn_attr_rows[NN_ATTR_COUNT] = { NN_ATTRS(X) };
 #undef X
 
@@ -70,8 +70,8 @@ bool nn_pool_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
     if (!conv_shape_check(&s, e))
         return false;
     if (s.pt >= s.kh || s.pb >= s.kh || s.pl >= s.kw || s.pr >= s.kw)
-        return err_set(e, ERR_CONFIG, "padding %d,%d,%d,%d fills whole windows of %dx%d", s.pt, s.pb,
-                       s.pl, s.pr, s.kh, s.kw);
+        return err_set(e, ERR_CONFIG, "padding %d,%d,%d,%d fills whole windows of %dx%d", s.pt,
+                       s.pb, s.pl, s.pr, s.kh, s.kw);
     n->dim[1] = conv_out_h(&s);
     n->dim[2] = conv_out_w(&s);
     n->dim[3] = s.c;
@@ -97,7 +97,7 @@ void nn_ask(nn_step *s, int slot, nn_when when, size_t bytes)
     s->mem[slot] = (nn_memory){ .when = when, .bytes = bytes };
 }
 
-/* ---- losses ------------------------------------------------------------------------------------ */
+/* ---- losses ---------------------------------------------------------------------------------- */
 
 enum { ROW_LOSS };
 

@@ -16,12 +16,18 @@ static bool pad_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err 
             return err_set(e, ERR_CONFIG, "cutting %d off an image of %lldx%lld", -p[i],
                            (long long)in[0]->dim[1], (long long)in[0]->dim[2]);
     if (n->dim[1] < 1 || n->dim[2] < 1)
-        return err_set(e, ERR_CONFIG, "padding %d,%d,%d,%d leaves nothing of %lldx%lld", p[0], p[1], p[2],
-                       p[3], (long long)in[0]->dim[1], (long long)in[0]->dim[2]);
+        return err_set(e, ERR_CONFIG, "padding %d,%d,%d,%d leaves nothing of %lldx%lld", p[0], p[1],
+                       p[2], p[3], (long long)in[0]->dim[1], (long long)in[0]->dim[2]);
     return true;
 }
 
-typedef struct { int64_t h, w, c, oh, ow; int top, left; const float *from; float *to; bool accumulate; } job;
+typedef struct {
+    int64_t h, w, c, oh, ow;
+    int top, left;
+    const float *from;
+    float *to;
+    bool accumulate;
+} job;
 
 /* The overlap of one output row with its input row: columns and where they start in both. */
 static int64_t overlap(const job *j, int64_t *x_at, int64_t *y_at)

@@ -14,14 +14,21 @@ static bool slice_shape(nn_node *n, const nn_node *const *in, nn_dims *param, er
     return true;
 }
 
-typedef struct { const nn_attr *a; const int64_t *x, *y; const float *from; float *to; bool accumulate; } job;
+typedef struct {
+    const nn_attr *a;
+    const int64_t *x, *y;
+    const float *from;
+    float *to;
+    bool accumulate;
+} job;
 
 static void slice_row(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const job *j = ctx;
     const int64_t C = j->x[3], OC = j->y[3];
-    const float *x = j->from + (i / j->y[1] * j->x[1] + i % j->y[1] * j->a->stride[0]) * j->x[2] * C;
+    const float *x =
+        j->from + (i / j->y[1] * j->x[1] + i % j->y[1] * j->a->stride[0]) * j->x[2] * C;
     float *y = j->to + i * j->y[2] * OC;
     for (int64_t w = 0; w < j->y[2]; w++, y += OC, x += j->a->stride[1] * C) {
         memset(y, 0, (size_t)j->a->chan[0] * sizeof *y);
@@ -48,7 +55,8 @@ static void slice_back_row(void *ctx, int64_t i, int worker)
         memset(dx, 0, (size_t)(j->x[2] * C) * sizeof *dx);
     if (h % j->a->stride[0])
         return;
-    const float *dy = j->from + (i / j->x[1] * j->y[1] + h / j->a->stride[0]) * j->y[2] * OC + j->a->chan[0];
+    const float *dy =
+        j->from + (i / j->x[1] * j->y[1] + h / j->a->stride[0]) * j->y[2] * OC + j->a->chan[0];
     for (int64_t w = 0; w < j->y[2]; w++, dy += OC, dx += j->a->stride[1] * C)
         for (int64_t c = 0; c < C; c++)
             dx[c] += dy[c];
@@ -57,7 +65,9 @@ static void slice_back_row(void *ctx, int64_t i, int worker)
 static void slice_backward(nn_step *s, const nn_run *r)
 {
     (void)r;
-    job j = { &s->node->attr, s->src[0]->dim, s->node->dim, s->dy, s->dx[0].p, s->dx[0].accumulate };
+    job j = {
+        &s->node->attr, s->src[0]->dim, s->node->dim, s->dy, s->dx[0].p, s->dx[0].accumulate
+    };
     par_for(s->batch * j.x[1], slice_back_row, &j);
 }
 

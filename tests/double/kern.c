@@ -5,8 +5,14 @@
 
 #include "core/kern.h"
 
-int conv_out_h(const conv_shape *s) { return (s->h + s->pt + s->pb - s->dh * (s->kh - 1) - 1) / s->sh + 1; }
-int conv_out_w(const conv_shape *s) { return (s->w + s->pl + s->pr - s->dw * (s->kw - 1) - 1) / s->sw + 1; }
+int conv_out_h(const conv_shape *s)
+{
+    return (s->h + s->pt + s->pb - s->dh * (s->kh - 1) - 1) / s->sh + 1;
+}
+int conv_out_w(const conv_shape *s)
+{
+    return (s->w + s->pl + s->pr - s->dw * (s->kw - 1) - 1) / s->sw + 1;
+}
 int64_t conv_macs(const conv_shape *s) { return s->n; }
 
 bool conv_shape_check(const conv_shape *s, err *e)
@@ -53,10 +59,12 @@ static void convolve(const conv_shape *s, const float *x, const float *w, const 
                     for (int i = 0; i < s->kh; i++)
                         for (int j = 0; j < s->kw; j++)
                             for (int c = 0; c < ci; c++) {
-                                const int h = oh * s->sh - s->pt + i * s->dh, v = ow * s->sw - s->pl + j * s->dw;
+                                const int h = oh * s->sh - s->pt + i * s->dh;
+                                const int v = ow * s->sw - s->pl + j * s->dw;
                                 if (h < 0 || v < 0 || h >= s->h || v >= s->w)
                                     continue;
-                                const int64_t at_x = ((n * s->h + h) * s->w + v) * s->c + o / co * ci + c;
+                                const int64_t at_x =
+                                    ((n * s->h + h) * s->w + v) * s->c + o / co * ci + c;
                                 const int64_t at_w = ((o * ci + c) * s->kh + i) * s->kw + j;
                                 const int64_t at_y = ((n * OH + oh) * OW + ow) * s->o + o;
                                 if (y)
@@ -117,9 +125,9 @@ static void put(grad_out g, int64_t i, double v)
 
 size_t bn_scratch_bytes(int64_t rows, int c) { return (size_t)(rows + c) * sizeof(double); }
 
-void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta, float eps,
-                const float *residual, act_kind act, float *mean, float *var, float *invstd,
-                float *y, void *scratch)
+void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta,
+                float eps, const float *residual, act_kind act, float *mean, float *var,
+                float *invstd, float *y, void *scratch)
 {
     (void)scratch;
     for (int k = 0; k < c; k++) {
@@ -130,7 +138,8 @@ void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const f
             var[k] += (x[r * c + k] - mean[k]) * (x[r * c + k] - mean[k]) / (double)rows;
         invstd[k] = 1 / sqrt(var[k] + eps);
         for (int64_t i = k; i < rows * c; i += c)
-            y[i] = activate(act, (x[i] - mean[k]) * invstd[k] * gamma[k] + beta[k] + (residual ? residual[i] : 0));
+            y[i] = activate(act, (x[i] - mean[k]) * invstd[k] * gamma[k] + beta[k] +
+                                     (residual ? residual[i] : 0));
     }
 }
 
@@ -150,7 +159,8 @@ void bn_backward(int64_t rows, int c, const float *x, const float *y, const floa
         put(dbeta, k, sum);
         for (int64_t r = 0, i = k; r < rows; r++, i += c) {
             const double hat = (x[i] - mean[k]) * invstd[k];
-            put(dx, i, gamma[k] * invstd[k] * (dz[r] - sum / (double)rows - hat * dot / (double)rows));
+            put(dx, i,
+                gamma[k] * invstd[k] * (dz[r] - sum / (double)rows - hat * dot / (double)rows));
             put(dres, i, dz[r]);
         }
     }
@@ -183,7 +193,7 @@ void channel_sum(int64_t rows, int c, const float *x, bool accumulate, float *ou
     }
 }
 
-/* ---- pools: visit(output, input) for every tap inside the image ------------------------------- */
+/* ---- pools: visit(output, input) for every tap inside the image ------------------------------ */
 
 typedef struct {
     const conv_shape *s;
@@ -225,7 +235,8 @@ static void pool_window(const pool *p, int n, int oh, int ow, int c, int64_t at_
 static void pool_all(pool p, bool accumulate)
 {
     const conv_shape *s = p.s;
-    const int OH = (s->h + s->pt + s->pb - s->kh) / s->sh + 1, OW = (s->w + s->pl + s->pr - s->kw) / s->sw + 1;
+    const int OH = (s->h + s->pt + s->pb - s->kh) / s->sh + 1;
+    const int OW = (s->w + s->pl + s->pr - s->kw) / s->sw + 1;
     for (int64_t i = 0; p.dx && !accumulate && i < (int64_t)s->n * s->h * s->w * s->c; i++)
         p.dx[i] = 0;
     int64_t at = 0;
@@ -241,7 +252,8 @@ void maxpool_forward(const conv_shape *s, const float *x, float *y)
     pool_all((pool){ .s = s, .x = x, .y = y, .largest = true }, true);
 }
 
-void maxpool_backward(const conv_shape *s, const float *x, const float *dy, bool accumulate, float *dx)
+void maxpool_backward(const conv_shape *s, const float *x, const float *dy, bool accumulate,
+                      float *dx)
 {
     pool_all((pool){ .s = s, .x = x, .dy = dy, .dx = dx, .largest = true }, accumulate);
 }
@@ -251,7 +263,8 @@ void avgpool_forward(const conv_shape *s, bool count_pad, const float *x, float 
     pool_all((pool){ .s = s, .x = x, .y = y, .count_pad = count_pad }, true);
 }
 
-void avgpool_backward(const conv_shape *s, bool count_pad, const float *dy, bool accumulate, float *dx)
+void avgpool_backward(const conv_shape *s, bool count_pad, const float *dy, bool accumulate,
+                      float *dx)
 {
     pool_all((pool){ .s = s, .dy = dy, .dx = dx, .count_pad = count_pad }, accumulate);
 }

@@ -1,5 +1,5 @@
-/* The runtime of nn compiled in double (double.h), behind the few functions a test needs. Everything
- * else in it is hidden, so that it links beside the ordinary library. */
+/* The runtime of nn compiled in double (double.h), behind the few functions a test needs.
+ * Everything else in it is hidden, so that it links beside the ordinary library. */
 #ifndef LM_DOUBLE_WORLD_H
 #define LM_DOUBLE_WORLD_H
 
