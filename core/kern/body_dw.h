@@ -47,36 +47,44 @@ INLINE void dw_body(const int T, const int S, const dw_args *d)
     if (c < d->channels) dw_vector(T, S, false, d, c, d->channels - c);
 }
 
-/* Two sums per tap, for even and odd outputs: one alone would wait for itself. */
+/* One tile of one line. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
+INLINE void dw_wgrad_tile(const int T, const int S, const int W, const bool full, const dw_wargs *d, const float *x,
+                          const float *dy, int count, const dw_chunk *k, vf acc[][2])
+{
+    vf g[8];
+    int n = d->lanes, j0 = k->j0, j1 = k->j1;
+    UNROLL for (int t = 0; t < T; t++) g[t] = t < count ? dw_load(dy + t * d->dy_step, full, n) : v_zero();
+    UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
+        if (j < j0 || j >= j1) continue;
+        vf v = dw_load(x + k->x + j * d->x_step, full, n);
+        UNROLL for (int b = 0; b < W; b++) {
+            int t = (j - b) / S;
+            if (j >= b && (j - b) % S == 0 && t < T) acc[b][t % 2] = v_fma(v, g[t], acc[b][t % 2]);
+        }
+    }
+}
+
 INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full, const dw_wargs *d)
 {
     vf acc[CHUNK_TAPS][2];
-    int n = d->lanes, j0 = d->chunk.j0, j1 = d->chunk.j1;
     UNROLL for (int b = 0; b < W; b++) {
         acc[b][0] = d->add ? v_load(d->sum + b * d->sum_step) : v_zero();
         acc[b][1] = v_zero();
     }
     for (int i = 0; i < d->imgs; i++)
         for (int l = 0; l < d->lines; l++) {
-            const float *x = d->x + i * d->x_img + l * d->x_line + d->chunk.x;
-            const float *dy = d->dy + i * d->dy_img + l * d->dy_line;
-            vf g[8];
-            UNROLL for (int t = 0; t < T; t++) g[t] = t < d->count ? dw_load(dy + t * d->dy_step, full, n) : v_zero();
-            UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
-                if (j < j0 || j >= j1) continue;
-                vf v = dw_load(x + j * d->x_step, full, n);
-                UNROLL for (int b = 0; b < W; b++) {
-                    int t = (j - b) / S;
-                    if (j >= b && (j - b) % S == 0 && t < T) acc[b][t % 2] = v_fma(v, g[t], acc[b][t % 2]);
-                }
-            }
+            const float *x = d->x + i * d->x_img + l * d->x_line, *dy = d->dy + i * d->dy_img + l * d->dy_line;
+            const dw_chunk *k = d->chunk;
+            for (int m = 1; m < d->tiles; m++, x += d->x_tile, dy += d->dy_tile, k += d->chunk_step)
+                dw_wgrad_tile(T, S, W, full, d, x, dy, T, k, acc);
+            dw_wgrad_tile(T, S, W, full, d, x, dy, d->last, k, acc);
         }
     UNROLL for (int b = 0; b < W; b++) v_store(d->sum + b * d->sum_step, v_add(acc[b][0], acc[b][1]));
 }
 
 INLINE void dw_wgrad_body(const int T, const int S, const bool full, const dw_wargs *d)
 {
-    switch (d->chunk.taps) {
+    switch (d->chunk->taps) {
     case 1: dw_wgrad_taps(T, S, 1, full, d); break;
     case 2: dw_wgrad_taps(T, S, 2, full, d); break;
     case 3: dw_wgrad_taps(T, S, 3, full, d); break;

@@ -19,8 +19,9 @@ enum { PACK_ROWS = 128, WIDEST = 2 * LANES_MAX };
 
 typedef struct { const tile_plan *p; const float *w; float *packed; } pack_job;
 
-/* Some rows (c, a, b) of one panel. Through a small table, so that weights are read and packed
- * rows written in the order of memory; its odd width keeps columns out of each other's lines. */
+/* Some rows (c, a, b) of one panel. Forward goes through a small table, so that weights are read
+ * and packed rows written in the order of memory; its odd width keeps columns out of each other's
+ * cache lines. For the data gradient out-channels lie close together already. */
 static void pack_piece(void *ctx, int64_t i, int worker)
 {
     (void)worker;
@@ -31,14 +32,23 @@ static void pack_piece(void *ctx, int64_t i, int worker)
     panel v = panel_at(g->o, which % per_group);
     int wide = v.nv * kern.lanes, valid = (v.nv - 1) * kern.lanes + v.lanes;
     float *to = j->packed + gather_panel_offset(g, per_group) * (which / per_group) + gather_panel_offset(g, which % per_group);
+    const float *w = j->w + gather_weight(g, &j->p->s, which / per_group, v.first, 0, 0, 0);
+    int64_t step = gather_weight(g, &j->p->s, 0, 1, 0, 0, 0) - gather_weight(g, &j->p->s, 0, 0, 0, 0, 0);
+    int64_t from[PACK_ROWS], row[PACK_ROWS];
     float turn[PACK_ROWS][WIDEST + 1];
-    for (int o = 0; o < wide; o++)
-        for (int r = 0; r < n; r++) {
-            int c = (r0 + r) / taps, t = (r0 + r) % taps;
-            turn[r][o] = o < valid ? j->w[gather_weight(g, &j->p->s, which / per_group, v.first + o, c, t / g->tw, t % g->tw)] : 0;
-        }
-    for (int r = 0; r < n; r++)
-        memcpy(to + ((int64_t)((r0 + r) % taps) * g->c + (r0 + r) / taps) * wide, turn[r], (size_t)wide * sizeof *to);
+    for (int r = 0; r < n; r++) {
+        int c = (r0 + r) / taps, t = (r0 + r) % taps;
+        from[r] = gather_weight(g, &j->p->s, 0, 0, c, t / g->tw, t % g->tw) - gather_weight(g, &j->p->s, 0, 0, 0, 0, 0);
+        row[r] = ((int64_t)t * g->c + c) * wide;
+        memset(turn[r] + valid, 0, (size_t)(wide - valid) * sizeof(float));
+    }
+    if (g->transposed)
+        for (int r = 0; r < n; r++)
+            for (int o = 0; o < valid; o++) turn[r][o] = w[o * step + from[r]];
+    else
+        for (int o = 0; o < valid; o++)
+            for (int r = 0; r < n; r++) turn[r][o] = w[o * step + from[r]];
+    for (int r = 0; r < n; r++) memcpy(to + row[r], turn[r], (size_t)wide * sizeof *to);
 }
 
 void tile_pack(const tile_plan *p, const float *w_oihw, float *packed)

@@ -37,9 +37,9 @@ static void flatten_pointwise(gather *g)
 
 /* ---- units ------------------------------------------------------------------------------------ */
 
-/* Units of at least UNIT_PIXELS where there are as many, and at most UNIT_MOST, small enough for
- * COPY_FLOATS if copied, and as many as make PIECES tasks; then panels are divided too. */
-enum { UNIT_PIXELS = 96, UNIT_MOST = 1024, COPY_FLOATS = 1 << 15 };
+/* Units of at least UNIT_PIXELS where there are as many and at most UNIT_MOST, that read no more
+ * than UNIT_FLOATS or copy COPY_FLOATS, and as many as make PIECES tasks together with the panels. */
+enum { UNIT_PIXELS = 96, UNIT_MOST = 1024, UNIT_FLOATS = 1 << 17, COPY_FLOATS = 1 << 15 };
 
 static int even(int total, int at_most)
 {
@@ -56,7 +56,9 @@ static void cut_units(tile_plan *p)
 {
     const gather *g = &p->g;
     int64_t map = (int64_t)g->qh * g->qw;
-    int64_t want = kern_max(UNIT_PIXELS, kern_min(map * g->n / tasks_wanted(g), UNIT_MOST));
+    int64_t tasks = tasks_wanted(g), panels = kern_min(tasks, g->groups * panel_count(g->o));
+    int64_t most = kern_min(UNIT_MOST, UNIT_FLOATS / ((int64_t)g->c * g->groups * g->sh * g->sw));
+    int64_t want = kern_max(UNIT_PIXELS, kern_min(map * g->n * panels / tasks, most));
     p->imgs = even(g->n, (int)kern_max(1, want / map));
     p->rows = map <= want ? g->qh : even(g->qh, (int)(want / g->qw));
     p->cols = g->qh > 1 || p->copy ? g->qw : even(g->qw, (int)want);

@@ -19,9 +19,9 @@ struct wgrad_plan {
     int64_t group_floats;        /* sums of one group */
 };
 
-/* A unit has at least UNIT_PIXELS (each visit of a tile loads and stores its sums) and reads no
- * more than UNIT_FLOATS beyond that. */
-enum { UNIT_PIXELS = 128, UNIT_FLOATS = 1 << 16 };
+/* A unit has at least UNIT_PIXELS, because each visit of a tile loads and stores its sums, more
+ * where the sums of a panel come from beyond the cache; and reads no more than UNIT_FLOATS beyond. */
+enum { UNIT_PIXELS = 128, UNIT_FLOATS = 1 << 16, SUMS_NEAR = 1 << 16 };
 
 static int64_t panel_floats(const wgrad_plan *p, int i)
 {
@@ -52,7 +52,8 @@ wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e)
     p->panels = s->groups * panel_count(p->og);
     p->group_floats = panel_floats(p, panel_count(p->og));
     int64_t map = (int64_t)p->OH * p->OW, row = (int64_t)p->OW * s->o + (int64_t)s->sh * s->w * s->c;
-    int64_t rows = kern_max(kern_div_up(UNIT_PIXELS, p->OW), UNIT_FLOATS / row);
+    int64_t pixels = panel_floats(p, 1) > SUMS_NEAR ? 4 * UNIT_PIXELS : UNIT_PIXELS;
+    int64_t rows = kern_max(kern_div_up(pixels, p->OW), UNIT_FLOATS / row);
     p->imgs = (int)kern_max(1, kern_min(s->n, rows / p->OH));
     p->rows = (int)kern_div_up(p->OH, kern_div_up(p->OH, kern_min(rows, p->OH)));
     p->units_n = (int)kern_div_up(s->n, p->imgs);

@@ -22,7 +22,7 @@ struct dw_plan {
     dw_chunk *chunk;             /* [tile][chunks] */
     int rows, bands;             /* of outputs, for one task */
     int channels, parts;         /* of a task; channel parts */
-    int blocks, imgs;            /* weight gradient: sums, and images per unit */
+    int blocks, imgs, lines;     /* weight gradient: sums; images and output rows of a unit */
     size_t packed_at;
 };
 
@@ -65,7 +65,7 @@ static void make_tiles(dw_plan *p, int per_chunk)
 }
 
 /* A task has some rows of one image and some channels: all of them unless there are many. */
-enum { PART = 128, TASK_MACS = 1 << 16, UNIT_FLOATS = 1 << 15 };
+enum { PART = 128, TASK_MACS = 1 << 16, UNIT_PIXELS = 224 };
 
 static void cut(dw_plan *p)
 {
@@ -99,10 +99,12 @@ dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, 
     if (!p->chunk) { dw_plan_free(p); return NULL; }
     make_tiles(p, per_chunk);
     cut(p);
-    /* Weight gradient: units of whole images where they are small; as many blocks as make tasks. */
-    int64_t image = (int64_t)s->h * s->w * p->channels, work = conv_macs(s) / TASK_MACS;
-    p->imgs = (int)kern_max(1, kern_min(s->n, UNIT_FLOATS / image));
-    p->blocks = (int)kern_max(1, kern_min(kern_div_up(kern_min(PIECES, work), p->parts), kern_div_up(s->n, p->imgs) * p->bands));
+    /* Weight gradient: units of which one vector of channels stays in L1; as many blocks as make tasks. */
+    int64_t map = (int64_t)g->qh * g->qw, work = conv_macs(s) / TASK_MACS;
+    p->imgs = (int)kern_max(1, kern_min(s->n, UNIT_PIXELS / map));
+    p->lines = (int)kern_div_up(g->qh, kern_div_up(g->qh, kern_max(1, kern_min(g->qh, UNIT_PIXELS / g->qw))));
+    int64_t units = kern_div_up(s->n, p->imgs) * kern_div_up(g->qh, p->lines);
+    p->blocks = (int)kern_max(1, kern_min(kern_div_up(kern_min(PIECES, work), p->parts), units));
     return p;
 }
 
@@ -125,7 +127,7 @@ void dw_pack(const dw_plan *p, const float *w_oihw, float *packed)
     packed += p->packed_at;
     for (int a = 0; a < g->th; a++)
         for (int b = 0; b < g->tw; b++)
-            for (int c = 0; c < g->groups; c++) *packed++ = w_oihw[gather_weight(g, &p->s, c, 0, 0, a, b)];
+            for (int c = 0; c < g->groups; c++) *packed++ = w_oihw[(c * p->s.kh + g->kr[a]) * p->s.kw + g->kc[b]];
 }
 
 /* ---- forward and data gradient ---------------------------------------------------------------- */
@@ -209,18 +211,17 @@ static void sum_tap_row(const dw_wjob *j, int n0, int imgs, int r0, int r1, int 
     int64_t C = g->groups;
     while (r0 < r1 && r0 * g->sh + g->row[a] < 0) r0++;
     while (r0 < r1 && (r1 - 1) * g->sh + g->row[a] >= g->ih) r1--;
-    for (int i = 0; i < p->tiles; i++)
-        for (int k = 0; k < p->chunks; k++) {
-            dw_wargs d = {
-                .x = j->x + (((int64_t)n0 * g->ih + r0 * g->sh + g->row[a]) * g->iw + p->tile[i].first * g->sw) * C + c,
-                .dy = j->dy + ((int64_t)(n0 * g->qh + r0) * g->qw + p->tile[i].first) * C + c,
-                .x_img = g->ih * g->iw * C, .dy_img = g->qh * g->qw * C, .x_line = g->sh * g->iw * C, .dy_line = g->qw * C,
-                .x_step = g->sw / p->inner * C, .dy_step = C, .sum_step = padded(p), .chunk = p->chunk[i * p->chunks + k],
-                .imgs = imgs, .lines = r1 - r0, .count = p->tile[i].count, .lanes = (int)kern_min(kern.lanes, C - c),
-                .add = add || i > 0 };
-            d.sum = sums + d.chunk.w / C * padded(p);
-            kern.dw_wgrad[p->width][p->inner - 1](&d);
-        }
+    const dw_tile *last = &p->tile[p->tiles - 1];
+    for (int k = 0; k < p->chunks; k++) {
+        dw_wargs d = {
+            .x = j->x + ((int64_t)n0 * g->ih + r0 * g->sh + g->row[a]) * g->iw * C + c, .dy = j->dy + (int64_t)(n0 * g->qh + r0) * g->qw * C + c,
+            .x_img = g->ih * g->iw * C, .dy_img = g->qh * g->qw * C, .x_line = g->sh * g->iw * C, .dy_line = g->qw * C,
+            .x_tile = dw_widths[p->width] * g->sw * C, .dy_tile = dw_widths[p->width] * C, .x_step = g->sw / p->inner * C, .dy_step = C,
+            .sum_step = padded(p), .chunk = p->chunk + k, .chunk_step = p->chunks, .imgs = imgs, .lines = r1 - r0,
+            .tiles = p->tiles, .last = last->count, .lanes = (int)kern_min(kern.lanes, C - c), .add = add };
+        d.sum = sums + d.chunk->w / C * padded(p);
+        kern.dw_wgrad[p->width][p->inner - 1](&d);
+    }
 }
 
 static void sum_block(void *ctx, int64_t i, int worker)
@@ -230,11 +231,11 @@ static void sum_block(void *ctx, int64_t i, int worker)
     const dw_plan *p = j->p;
     const gather *g = &p->g;
     int part = (int)(i % p->parts), block = (int)(i / p->parts), c0 = part * p->channels;
-    int64_t units = kern_div_up(g->n, p->imgs) * p->bands, first = units * block / p->blocks, last = units * (block + 1) / p->blocks;
+    int64_t bands = kern_div_up(g->qh, p->lines), units = kern_div_up(g->n, p->imgs) * bands, first = units * block / p->blocks, last = units * (block + 1) / p->blocks;
     float *sums = j->sums + block * padded(p) * g->th * g->tw;
     for (int64_t u = first; u < last; u++) {
-        int n0 = (int)(u / p->bands) * p->imgs, r0 = (int)(u % p->bands) * p->rows;
-        int imgs = (int)kern_min(p->imgs, g->n - n0), r1 = (int)kern_min(g->qh, r0 + p->rows);
+        int n0 = (int)(u / bands) * p->imgs, r0 = (int)(u % bands) * p->lines;
+        int imgs = (int)kern_min(p->imgs, g->n - n0), r1 = (int)kern_min(g->qh, r0 + p->lines);
         for (int c = c0; c < kern_min(g->groups, c0 + p->channels); c += kern.lanes)
             for (int a = 0; a < g->th; a++)
                 sum_tap_row(j, n0, imgs, r0, r1, a, c, u > first, sums + a * g->tw * padded(p) + c);

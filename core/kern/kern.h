@@ -57,12 +57,13 @@ typedef struct {
     int count, channels;
 } dw_args;
 
-/* sum[b*sum_step + 0 … lanes) (+)= sum over images, lines and outputs t < count of x·dy. */
+/* sum[b*sum_step + 0 … lanes) (+)= sum over images, lines, tiles and outputs of x·dy: one chunk of
+ * taps, chunk[i*chunk_step] being what it is for tile i. */
 typedef struct {
     const float *x, *dy;
-    int64_t x_img, dy_img, x_line, dy_line, x_step, dy_step, sum_step;
-    dw_chunk chunk;
-    int imgs, lines, count, lanes;
+    int64_t x_img, dy_img, x_line, dy_line, x_tile, dy_tile, x_step, dy_step, sum_step;
+    const dw_chunk *chunk; int chunk_step;
+    int imgs, lines, tiles, last, lanes;                /* last: outputs of the last tile; the others are full */
     bool add;
     float *sum;
 } dw_wargs;
