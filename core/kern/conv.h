@@ -36,7 +36,7 @@ void taps_live(const int *offset, int taps, int q0, int q1, int stride, int size
 /* ---- roads ------------------------------------------------------------------------------------ */
 
 /* Work is cut until there are about this many pieces, if each is then worth PIECE_MACS. */
-enum { PIECES = 32, PIECE_MACS = 1 << 18 };
+enum { PIECES = 32, PIECE_MACS = 1 << 17 };
 
 /* One gather on the register tile. Phases of one pass run together; their packed weights lie one
  * after another, each from packed_at on. */

@@ -41,9 +41,17 @@ static void flatten_pointwise(gather *g)
  * than UNIT_FLOATS or copy COPY_FLOATS, and as many as make PIECES tasks together with the panels. */
 enum { UNIT_PIXELS = 96, UNIT_MOST = 1024, UNIT_FLOATS = 1 << 17, COPY_FLOATS = 1 << 15 };
 
+/* total in pieces of about equal size, at_most or less: of the sizes down to half of that the one
+ * that lets pairs of pieces finish soonest. */
 static int even(int total, int at_most)
 {
-    return (int)kern_div_up(total, kern_div_up(total, kern_max(1, at_most)));
+    int least = (int)kern_div_up(total, kern_max(1, at_most)), best = total;
+    int64_t soonest = INT64_MAX;
+    for (int pieces = least; pieces < 2 * least && pieces <= total; pieces++) {
+        int64_t size = kern_div_up(total, pieces), end = size * kern_div_up(kern_div_up(total, size), 2);
+        if (end < soonest) { soonest = end; best = (int)size; }
+    }
+    return best;
 }
 
 static int64_t tasks_wanted(const gather *g)

@@ -51,18 +51,18 @@ wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e)
     p->og = s->o / s->groups;
     p->panels = s->groups * panel_count(p->og);
     p->group_floats = panel_floats(p, panel_count(p->og));
-    int64_t map = (int64_t)p->OH * p->OW, row = (int64_t)p->OW * s->o + (int64_t)s->sh * s->w * s->c;
-    int64_t pixels = panel_floats(p, 1) > SUMS_NEAR ? 4 * UNIT_PIXELS : UNIT_PIXELS;
-    int64_t rows = kern_max(kern_div_up(pixels, p->OW), UNIT_FLOATS / row);
+    /* Blocks: enough for PIECES/2 tasks, but their sums should not outweigh what is summed. */
+    int64_t map = (int64_t)p->OH * p->OW, work = conv_macs(s) / PIECE_MACS, sums = p->group_floats * s->groups;
+    int64_t want = kern_max(1, kern_min(kern_div_up(kern_min(PIECES / 2, work), p->panels),
+                                        kern_div_up(s->n * map * (s->c + s->o), sums)));
+    int64_t least = kern_div_up(panel_floats(p, 1) > SUMS_NEAR ? 4 * UNIT_PIXELS : UNIT_PIXELS, p->OW);
+    int64_t row = (int64_t)p->OW * s->o + (int64_t)s->sh * s->w * s->c;
+    int64_t rows = kern_max(least, kern_min(UNIT_FLOATS / row, (int64_t)s->n * p->OH / want));
     p->imgs = (int)kern_max(1, kern_min(s->n, rows / p->OH));
     p->rows = (int)kern_div_up(p->OH, kern_div_up(p->OH, kern_min(rows, p->OH)));
     p->units_n = (int)kern_div_up(s->n, p->imgs);
     p->units_h = (int)kern_div_up(p->OH, p->rows);
-    /* Blocks: enough for PIECES/2 tasks, but their sums should not outweigh what is summed. */
-    int64_t work = conv_macs(s) / PIECE_MACS, sums = p->group_floats * s->groups;
-    int64_t most = kern_min((int64_t)p->units_n * p->units_h, kern_div_up(s->n * map * (s->c + s->o), sums));
-    int64_t want = kern_div_up(kern_min(PIECES / 2, work), p->panels);
-    p->blocks = (int)kern_max(1, kern_min(want, most));
+    p->blocks = (int)kern_min(want, (int64_t)p->units_n * p->units_h);
     return p;
 }
 
