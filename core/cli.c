@@ -191,6 +191,8 @@ bool cli_numbers(const char *flag, const char *text, double *out, int max_n, int
     *n = 0;
     for (const char *s = text; ; s++) {
         size_t len = strcspn(s, ",");
+        if (max_n == 1 && (text[len] || !read_number(text, len, out)))
+            return err_set(e, ERR_USAGE, "--%s %.80s: a number is wanted", flag, text);
         if (*n == max_n)
             return err_set(e, ERR_USAGE, "--%s %.80s: at most %d numbers are possible", flag, text, max_n);
         if (!read_number(s, len, &out[*n]))

@@ -77,6 +77,8 @@ bool file_read(const char *path, buf *out, err *e);     /* whole file; missing: 
 /* Whole or not at all: temporary name in the same folder, fsync, rename, fsync of the folder.
  * On failure (disk full: ERR_IO) the old file is untouched and the temporary one removed. */
 bool file_write(const char *path, const void *data, size_t len, err *e);
+/* Could file_write succeed? For long work whose result must not be lost to a mistyped name. */
+bool file_may_write(const char *path, err *e);
 bool file_append_line(const char *path, const char *line, err *e);   /* one write, '\n' added */
 
 /* Read-only map of a file. size 0 gives data = "" . */

@@ -200,6 +200,18 @@ bool file_write(const char *path, const void *data, size_t len, err *e) {
     return ok;
 }
 
+bool file_may_write(const char *path, err *e) {
+    if (file_is_dir(path)) return err_set(e, ERR_IO, "cannot write %s: it is a folder", path);
+    char *name = mem_text(path, e);
+    if (!name) return false;
+    int n = folder_length(path);
+    name[n] = '\0';
+    bool ok = !access(n ? name : ".", W_OK | X_OK) || !access(path, W_OK)
+           || err_set(e, ERR_IO, "cannot write %s: %s", path, strerror(errno));
+    mem_free(name);
+    return ok;
+}
+
 bool file_append_line(const char *path, const char *line, err *e) {
     buf b = {0};
     buf_puts(&b, line);

@@ -26,8 +26,8 @@ static const cli_option options[] = {
     { "scores", CLI_INT, offsetof(importance_options, scores), "1", "1:1000", "repeats with other seeds, averaged" },
     { "keep-single", CLI_FLAG, offsetof(importance_options, keep_single), NULL, NULL, "do not reset single-layer entries" },
     { "identity", CLI_FLAG, offsetof(importance_options, identity), NULL, NULL, "offer kernel 0 where everything may go" },
-    { "from", CLI_INT, offsetof(importance_options, from), "0", "0:", "first entry id" },
-    { "to", CLI_INT, offsetof(importance_options, to), "0", "0:", "one past the last entry id; 0: all" },
+    { "from", CLI_INT, offsetof(importance_options, from), "0", "0:1000000", "first entry id" },
+    { "to", CLI_INT, offsetof(importance_options, to), "0", "0:1000000", "one past the last entry id; 0: all" },
     { "shard", CLI_TEXT, offsetof(importance_options, shard), NULL, NULL, "i/n: every n-th entry, starting with i (from 0)" },
     { "on-bad-image", CLI_CHOICE, offsetof(importance_options, bad), "skip", "skip|fail", "damaged images" },
 };
@@ -63,6 +63,15 @@ static void print_json(const char *dir, int entries, bool complete)
     buf_free(&out);
 }
 
+static bool check_range(const importance_options *o, int entries, err *e)
+{
+    if (o->from >= entries)
+        return err_set(e, ERR_USAGE, "--from %lld: the search space has %d entries", (long long)o->from, entries);
+    if (o->to && o->to <= o->from)
+        return err_set(e, ERR_USAGE, "--from %lld --to %lld: no entry lies between", (long long)o->from, (long long)o->to);
+    return true;
+}
+
 static bool score(const cli_common *c, const importance_options *o, const nn_graph *g, const data_set *set, err *e)
 {
     search_table t = { 0 };
@@ -77,7 +86,7 @@ static bool score(const cli_common *c, const importance_options *o, const nn_gra
     search_importance_defaults(&s, data_count(set));
     search_chain *chain = NULL;
     bool ok = parse_shard(o->shard, &s, e) && (chain = search_chain_new(g, e)) && search_enumerate(chain, o->identity, &t, e)
-           && search_importance_run(chain, &t, set, &s, o->out, e);
+           && check_range(o, t.n, e) && search_importance_run(chain, &t, set, &s, o->out, e);
     cli_progress_end(&p);
     bool whole = !o->from && !o->to && !o->shard;
     err missing = { 0 };

@@ -219,7 +219,8 @@ bool checkpoint_load(const char *dir, const state_slot *slot, int n, train_state
     if (*found) return true;
     if (last && (first.code != ERR_DATA || !previous)) {
         if (e) *e = first;
-        return false;
+        return first.code != ERR_DATA ? false
+             : err_set(e, ERR_DATA, "%s; remove it to start the run again", first.msg);
     }
     if (!load_file(path[1], slot, n, s, e)) return false;
     *found = true;

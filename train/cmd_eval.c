@@ -62,7 +62,8 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     (void)n_word, (void)word;
     const eval_options *o = opt;
     data_options d = { .limit = o->limit, .fail_on_bad = o->bad[0] == 'f', .seed = (uint64_t)c->seed };
-    data_set *s = data_open(o->data, o->split, &d, e);
+    bool may = !o->predictions || file_may_write(o->predictions, e);
+    data_set *s = may ? data_open(o->data, o->split, &d, e) : NULL;
     nn_graph *g = s ? train_open_model(o->model, &(nn_build){0}, s, (uint64_t)c->seed, e) : NULL;
     int32_t *pred = g ? mem_new((size_t)data_count(s), sizeof *pred, e) : NULL;
     eval_result r;

@@ -118,7 +118,9 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     bool ok = set_up(&w, opt, e);
     json_begin(&w.json, NULL, '{');
     json_begin(&w.json, "predictions", '[');
-    for (int i = 0; ok && i < n_word; i++) ok = predict(&w, word[i], e);
+    for (int i = 0; ok && i < n_word; i++)
+        ok = stop_requested() ? err_set(e, ERR_STOPPED, "stopped before %s", word[i])
+                              : predict(&w, word[i], e);
     json_end(&w.json, ']');
     json_end(&w.json, '}');
     ok = ok && (!out.failed || err_set(e, ERR_NOMEM, "out of memory"));

@@ -68,7 +68,8 @@ static bool same(const char *key, const json *a, const json *b, err *e) {
 static bool compare_config(const char *path, const char *config_json, err *e) {
     json *old = json_read(path, e);
     json *now = old ? json_parse(config_json, strlen(config_json), e) : NULL;
-    bool ok = now && (same("config", old, now, e) || err_note(e, "%s", path));
+    bool ok = old || err_note(e, "the run folder cannot be continued, use another");
+    ok = ok && now && (same("config", old, now, e) || err_note(e, "%s", path));
     json_free(old);
     json_free(now);
     return ok;
