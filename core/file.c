@@ -29,8 +29,9 @@ bool file_make_dirs(const char *path, err *e) {
         if (*s && *s != '/') continue;
         bool last = !*s;
         *s = '\0';
-        if (*p && mkdir(p, 0777) && !file_is_dir(p))
-            ok = err_set(e, ERR_IO, "cannot make folder %s: %s", p, strerror(errno));
+        int cause = *p && mkdir(p, 0777) ? errno : 0;
+        if (cause && !file_is_dir(p))
+            ok = err_set(e, ERR_IO, "cannot make folder %s: %s", p, strerror(cause));
         if (last) break;
         *s = '/';
     }

@@ -1,9 +1,11 @@
 /* Sets of numbered images, whatever they come from: opening, names, the limit, and decoded pixels
  * that stay in memory while there is room. */
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "data/parts.h"
 
@@ -96,6 +98,10 @@ data_set *data_open(const char *spec, const char *split, const data_options *o, 
     if (!builtin && !file_is_dir(spec)) {
         if (file_exists(spec)) err_set(e, ERR_DATA, "%s: a folder is wanted, not a file", spec);
         else err_set(e, ERR_NOINPUT, "%s: no such folder", spec);
+        return NULL;
+    }
+    if (!builtin && access(spec, R_OK | X_OK)) {
+        err_set(e, ERR_NOINPUT, "cannot open %s: %s", spec, strerror(errno));
         return NULL;
     }
     data_set *s = mem_new(1, sizeof *s, e);
