@@ -42,7 +42,8 @@ const char *conv_plan_road(const conv_plan *p);         /* "direct", "depthwise"
 /* Weights packed for one pass (CONV_FORWARD or CONV_DATA_GRAD): floats wanted, and the packing. */
 size_t conv_packed_floats(const conv_plan *p, conv_pass pass);
 void   conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *packed);
-/* Scratch floats that the largest of the plan's passes wants (all workers together). */
+/* Scratch floats that the largest of the plan's passes wants (all workers together: of the pool and
+ * instruction set that core_init had started when the plan was made). */
 size_t conv_scratch_floats(const conv_plan *p);
 
 /* What happens to a sum before it is stored:  y = act(sum + bias[o] + residual[same place as y]).

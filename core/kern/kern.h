@@ -133,10 +133,7 @@ void ref_conv_data_grad(const conv_shape *s, const float *dy, const float *w, bo
 void ref_conv_weight_grad(const conv_shape *s, const float *x, const float *dy, bool accumulate,
                           float *dw);
 
-/* Activations as scalars. Written so that a NaN survives. */
-float act_value(act_kind act, float v);
-/* act'(v) where v is the input of SiLU, the output of the ReLU kinds. */
-float act_slope(act_kind act, float v);
+float act_value(act_kind act, float v);                 /* a NaN survives */
 
 static inline int64_t kern_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t kern_max(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -13,17 +13,6 @@ float act_value(act_kind act, float v)
     }
 }
 
-float act_slope(act_kind act, float v)
-{
-    float s;
-    switch (act) {
-    case ACT_RELU:  return v <= 0 ? 0 : 1;
-    case ACT_RELU6: return v <= 0 || v >= 6 ? 0 : 1;
-    case ACT_SILU:  s = 1 / (1 + expf(-v)); return s * (1 + v * (1 - s));
-    default:        return 1;
-    }
-}
-
 /* Input row that tap a of output row oh reads; -1: it lies in the padding. */
 static int source(int out, int tap, int stride, int dilation, int pad, int size)
 {
