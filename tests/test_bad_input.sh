@@ -1,0 +1,251 @@
+#!/bin/bash
+# What goes wrong goes wrong in one sentence: no crash, the promised exit code, old files as they were.
+lm=${LAYERMERGE:-./layermerge}
+case $lm in /*) ;; *) lm=$PWD/$lm ;; esac
+dir=$(mktemp -d) || exit 1
+trap 'cd /; umount "$dir/full" 2> /dev/null; rm -rf "$dir"' EXIT
+cd "$dir" || exit 1
+passed=0 failed=0 skipped=0
+good() { passed=$((passed + 1)); }
+bad() { failed=$((failed + 1)); echo "FAILED: $1"; tail -n 3 err; }
+# refuses CODE WORDS ARGUMENTS...: exit CODE, one sentence with WORDS on stderr, on stdout nothing or one object.
+refuses() {
+    local code=$1 words=$2; shift 2
+    "$lm" "$@" > out 2> err < /dev/null; local got=$?
+    if [ $got = "$code" ] && [ "$(wc -l < err)" = 1 ] && grep -q -- "^layermerge: .*$words" err; then good; else bad "$* exits $got, wanted $code and \"$words\""; fi
+}
+works() { "$lm" "$@" > out 2> err < /dev/null && good || bad "$* exits $?"; }
+check() { local what=$1; shift; "$@" > /dev/null 2>&1 && good || bad "$what"; }
+prints() { grep -q -- "$1" out; }
+u32() { printf "\\x$(printf %02x $(($1 >> 24 & 255)))\\x$(printf %02x $(($1 >> 16 & 255)))\\x$(printf %02x $(($1 >> 8 & 255)))\\x$(printf %02x $(($1 & 255)))"; }
+zeros() { head -c "$1" /dev/zero; }
+tensor() {                     # FILE NAME TYPE SHAPE BYTES: safetensors of zeros
+    local header="{\"$2\":{\"dtype\":\"$3\",\"shape\":[$4],\"data_offsets\":[0,$5]}}"
+    { printf "\\x$(printf %02x ${#header})\\0\\0\\0\\0\\0\\0\\0%s" "$header"; zeros "$5"; } > "$1"
+}
+data=builtin:shapes,size=8,train=64,val=32
+
+# ---- the command line
+refuses 64 'no verb'
+refuses 64 'did you mean train' trian
+refuses 64 'did you mean --budget' solve --bugdet 1
+refuses 64 'did you mean layermerge' solve --time t --importance i --method layermerg
+refuses 64 'word' version word
+refuses 64 'wants a value' inspect --model
+refuses 64 'is empty' eval --model '' --data $data
+refuses 64 'argument is empty' inspect ''
+refuses 64 'whole number' inspect resnet20 --threads 1.5
+refuses 64 'from 0 to 1024' inspect resnet20 --threads -1
+refuses 64 'number is wanted' inspect mobilenetv2 --width nan
+refuses 64 'C,H,W' inspect resnet20 --input 3,0,32
+refuses 78 'impossible' inspect resnet20 --input 3,100000,100000
+for verb in train eval predict run import inspect latency importance solve merge bench compress report data; do
+    refuses 64 "$verb has no flag --no-such" $verb --no-such
+    works $verb --help
+done
+for pair in '--lr nan' '--lr -1' '--lr 1e999' '--lr x' '--lr 1,2' '--batch 0' '--batch 1.5' '--momentum 1' '--epochs -1' '--mixup inf' '--workers 0'; do
+    refuses 64 "${pair#--}" train --model resnet20 --data $data --out no $pair
+done
+
+# ---- nobody listens
+for words in help version 'train --help' 'inspect resnet20' 'inspect resnet20 --json'; do
+    (sleep 0.1; exec "$lm" $words 2> err) | true
+    [ "${PIPESTATUS[0]}" = 74 ] && good || bad "$words into a closed pipe is not 74"
+    if [ -c /dev/full ]; then "$lm" $words > /dev/full 2> err; [ $? = 74 ] && good || bad "$words to a full disk is not 74"; fi
+done
+
+# ---- models
+works train --model resnet20 --data $data --epochs 0 --batch 16 --out m --quiet
+size=$(wc -c < m)
+for n in 0 1 8 9 100 5000 20000 $((size - 1)); do
+    head -c "$n" m > cut
+    refuses 65 '^*cut: ' eval --model cut --data $data --json
+done
+(cat m; echo) > long;                                  refuses 65 'end at data byte' inspect long
+(printf '\377\377\377\377\377\377\377\377'; tail -c +9 m) > huge; refuses 65 'does not fit' inspect huge
+sed 's/layer1\.0\.conv1 = conv2d(relu)/layer1.0.conv1 = conv2d(nope)/' m > graph; refuses 65 nope inspect graph
+refuses 66 'no such model' eval --model nothing --data $data
+refuses 66 'is a folder' inspect .
+refuses 65 'neither safetensors' inspect /dev/null
+refuses 78 '10 classes, the data has 5' eval --model m --data $data,classes=5
+printf '\200\002cos\nsystem\nU\004true\205R.' > evil;  refuses 65 'os.system is not allowed' import --weights evil --arch resnet20 --out no
+printf '\200\002' > p; zeros 100000 | tr '\0' ']' >> p; refuses 65 'p: ' import --weights p --arch resnet20 --out no
+printf 'PK\003\004' > zip;                             refuses 65 'zip' import --weights zip --arch resnet20 --out no
+refuses 65 '180 missing (layer1.3.conv1.weight' import --weights m --arch resnet56 --out no
+check "nothing was written" [ ! -e no ]
+
+# ---- tensors
+tensor x3 x F32 3,8,8 768;     refuses 65 'x has 3 dimensions' run m --input x3 --output y
+tensor xi x I64 1,3,8,8 1536;  refuses 65 'x is I64' run m --input xi --output y
+tensor xc x F32 1,1,8,8 256;   refuses 78 '1x8x8 (C,H,W)' run m --input xc --output y
+tensor x0 x F32 0,3,8,8 0;     refuses 65 'x has 4 dimensions and 0 values' run m --input x0 --output y
+tensor z z F32 1,3,8,8 768;    refuses 65 'no tensor x' run m --input z --output y
+tensor x x F32 1,3,8,8 768;    refuses 64 'batch' run m --input x --output y --batch 0
+refuses 74 'no-folder/y' run m --input x --output no-folder/y
+check "nothing was written" [ ! -e y ]
+
+# ---- images
+mkdir folders classes
+works data make --data builtin:shapes,classes=2,size=16,train=8,val=4 --out folders --quiet
+damaged=$(find folders/train -name '*.png' | sort | head -n 1)
+head -c 60 "$damaged" > torn; mv torn "$damaged"
+train() { "$lm" train --model resnet20 --data folders --epochs 1 --batch 4 "$@" 2> err > out; }
+train --input 3,16,16 --run named && grep -q "train: 1 of 8 images.*${damaged#folders/train/}" err && grep -q 'left out' named/log.txt && good || bad "a damaged training image is not named"
+refuses 65 "$damaged" train --model resnet20 --input 3,16,16 --data folders --epochs 1 --batch 4 --on-bad-image fail --out no --quiet
+refuses 1 '1 images cannot be decoded' data verify --data folders --json --quiet
+check "and are listed" prints "${damaged#folders/train/}"
+works eval --model named/model.safetensors --data folders --split train --json
+check "and not counted" prints '"n":7'
+printf '\377\330\377\304\0\023\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\377\377\377\331' > huffman.jpg
+printf '\377\330\377\300\0\021\010\100\001\0\020\003\001\021\0\002\021\0\003\021\0\377\331' > wide.jpg
+printf '\377\330\377\376\0\002' > open.jpg
+refuses 65 'huffman.jpg: .*more than 256 codes' predict --model m huffman.jpg
+refuses 65 'wide.jpg: .*more than 16384 a side' predict --model m wide.jpg
+refuses 65 'open.jpg: JPEG' predict --model m open.jpg
+refuses 65 'neither JPEG nor PNG' predict --model m /dev/null
+refuses 66 'is a folder' predict --model m folders
+refuses 66 'nothing.jpg' predict --model m nothing.jpg
+refuses 65 'neither class folders' eval --model m --data classes
+mkdir -p classes/train/a classes/val; refuses 65 'train/a: no images' train --model resnet20 --data classes --out no
+refuses 66 'no-folder' eval --model m --data no-folder
+refuses 65 'not a file' eval --model m --data m
+refuses 64 'sizee' eval --model m --data builtin:shapes,sizee=8
+image=$(find folders/train -name '*.png' ! -path "$damaged" | head -n 1)
+mkdir -p few/train/a few/train/b few/val/a; for f in a/1 b/1 b/2 b/3; do cp "$image" few/train/$f.png; done; cp "$image" few/val/a/1.png
+refuses 65 'class a has 1 images' importance --model named/model.safetensors --data few --out parts --train-images 2 --score-images 1 --quiet
+refuses 64 'no entry lies between' importance --model m --data $data --out parts --from 5 --to 3
+refuses 64 'the search space has' importance --model m --data $data --out parts --from 100000
+
+# ---- MNIST and CIFAR
+mkdir idx cifar
+{ u32 2051; u32 20; u32 28; u32 28; zeros 15680; } > idx/t10k-images-idx3-ubyte
+{ u32 2049; u32 20; zeros 20; } > idx/t10k-labels-idx1-ubyte
+idx() { refuses "$1" "$2" data verify --data idx --split val --quiet --json; }
+works data verify --data idx --split val --json --quiet
+gzip -nc idx/t10k-images-idx3-ubyte > all.gz
+for n in 5 20 $(($(wc -c < all.gz) - 1)); do head -c "$n" all.gz > idx/t10k-images-idx3-ubyte.gz; idx 65 'gz: gzip'; done
+(head -c 22 all.gz; printf '\252\125\252'; tail -c +26 all.gz) > idx/t10k-images-idx3-ubyte.gz; idx 65 'gzip'
+rm idx/*.gz; head -c 1000 idx/t10k-images-idx3-ubyte > cut; mv cut idx/t10k-images-idx3-ubyte; idx 65 'announces 15680 bytes, 984 follow'
+{ u32 2049; u32 20; zeros 20; } > idx/t10k-images-idx3-ubyte; idx 65 'starts with 00000801'
+rm idx/t10k-images-idx3-ubyte; idx 66 'no such file'
+zeros 3073 > cifar/test_batch.bin; (printf '\013'; zeros 3072) > cifar/data_batch_1.bin
+refuses 65 'record 0 has label 11' data verify --data cifar --split train
+head -c 3000 cifar/test_batch.bin > cifar/data_batch_1.bin; refuses 65 'multiple of 3073' data verify --data cifar --split train
+
+# ---- tables
+cat > time.csv <<'END'
+id,st,end,ker,str,is_dw,time,stdev
+0,0,1,3,1,False,1.0,0.01
+1,1,2,3,1,True,1.0,0.01
+2,0,2,5,1,False,1.25,0.01
+END
+cat > imp.csv <<'END'
+id,st,end,ker,str,is_dw,conv_comb,importance
+0,0,1,3,1,False,"(1,)",0.9
+1,1,2,3,1,True,"(2,)",0.8
+2,0,2,5,1,False,"(1, 2)",1.0
+END
+solve() { local code=$1 words=$2; shift 2; refuses "$code" "$words" solve "$@"; }
+both='--time time.csv --importance imp.csv'
+works solve $both --budget 2 --json --out plain.json
+printf ',"stdev",time,is_dw,extra,str,ker,end,st,id\r\n0,0,1.25,0,x,1,5,2,0,2\r\n1,0,1.0,1,x,1,3,2,1,1\r\n2,0,1.0,0,"x,y",1,3,1,0,0\r\n' > time2.csv
+printf ',conv_comb,importance,is_dw,str,ker,end,st\r\n0,"(1, 2)","1.0",False,1,5,2,0\r\n1,"(2,)",0.8,True,1,3,2,1\r\n2,"(1,)",0.9,0,1,3,1,0\r\n' > imp2.csv
+works solve --time time2.csv --importance imp2.csv --budget 2 --out other.json
+check "columns in any order mean the same" [ "$(sed 's/"id":[0-9]*//g' plain.json)" = "$(sed 's/"id":[0-9]*//g' other.json)" ]
+works solve $both --budget 2,1.5 --json --out both --front front.csv
+check "several budgets make a folder" test -s both/tl1.5/solution.json
+check "the front has every point" [ "$(wc -l < front.csv)" = 3 ]
+works solve $both --speedup 1.5 --compat reference --prec 10 --json
+check "a speed-up is a budget" prints '"budget_ms":1.33'
+refuses 1 'least feasible latency is 1.25' solve $both --budget 0.5 --json --out infeasible.json
+check "infeasible is an answer" prints '"budget_ms":0.5,"feasible":false,"least_ms":1.25'
+check "also in the file" grep -q '"feasible":false' infeasible.json
+for budget in x nan 1, 1ms -1 1e400 0x1; do solve 64 'not a number of milliseconds' $both --budget $budget; done
+for speedup in x nan 0 -1 1e-300; do solve 64 speedup $both --speedup $speedup; done
+solve 64 'either --budget' $both
+solve 64 'either --budget' $both --budget 1 --speedup 1
+solve 64 'prec' $both --budget 1 --prec 0
+solve 66 'no.csv' --time no.csv --importance imp.csv --budget 2
+solve 66 'is a folder' --time . --importance imp.csv --budget 2
+solve 65 'NUL' --time m --importance imp.csv --budget 2
+edit() {                       # TABLE SED CODE WORDS: an edited copy of a table is refused
+    sed "$2" "$1" > "edited_$1"
+    if [ "$1" = time.csv ]; then solve "$3" "$4" --time edited_time.csv --importance imp.csv --budget 2
+    else solve "$3" "$4" --time time.csv --importance edited_imp.csv --budget 2; fi
+}
+edit time.csv '4s/1.25/nan/' 65 'edited_time.csv:4: time is "nan"'
+edit time.csv '4s/1.25/-1/' 65 'edited_time.csv:4: time is "-1"'
+edit time.csv '4s/1.25/x/' 65 'edited_time.csv:4: column "time" is "x"'
+edit time.csv '4s/1.25//' 65 'is empty'
+edit time.csv '4s/,0.01//' 65 '7 cells where the header has 8'
+edit time.csv '1s/time/tyme/' 65 'column "time" is missing'
+edit time.csv '1!d' 65 'no rows'
+edit time.csv d 65 'is empty'
+edit time.csv '3s/True/yes/' 65 'wanted True or False'
+edit time.csv '4s/2,0,2/2,2,2/' 65 'st 2 is not below end 2'
+edit time.csv '4p' 65 'is there twice'
+edit time.csv '4d' 65 'missing in the time table: (0,2\]'
+edit time.csv '4s/$/\n"3/' 65 'never closed'
+edit imp.csv '4s/1.0$/nan/' 65 'importance is "nan"'
+edit imp.csv '4s/(1, 2)/1 2/' 65 'not a set of ascending conv numbers'
+edit imp.csv '4s/(1, 2)/(1, 7)/' 65 'conv 7 is not in segment'
+edit imp.csv '4p' 65 'is there twice'
+edit imp.csv '4d' 65 'missing in the importance table'
+edit imp.csv '4s/,5,1,/,5,2,/' 65 'stride 1 in the time table and 2'
+
+# ---- solutions
+for text in '' '{' '[]' '5' '{"feasible":true,"feasible":true}' '{"feasible":true}' '{"feasible":true,"segments":[]}'; do
+    printf %s "$text" > s.json
+    refuses 65 's.json: ' merge --model m --solution s.json --out no --json
+done
+refuses 65 'infeasible' merge --model m --solution infeasible.json --out no
+refuses 65 'plain.json: ' merge --model m --solution plain.json --out no
+refuses 66 'nothing.json' merge --model m --solution nothing.json --out no
+check "nothing was written" [ ! -e no ]
+
+# ---- run folders
+small="--model resnet20 --data $data --batch 16 --epochs 2"
+works train $small --run run --quiet
+cp -r run whole
+head -c 5000 whole/checkpoints/last.safetensors > run/checkpoints/last.safetensors; works train $small --run run --quiet
+check "the spare checkpoint continues to the same bits" cmp run/model.safetensors whole/model.safetensors
+head -c 5000 whole/checkpoints/last.safetensors > run/checkpoints/last.safetensors; rm run/checkpoints/previous.safetensors
+refuses 65 'last.safetensors.*remove it' train $small --run run --quiet
+refuses 78 '"lr" was 0.1 and is now 0.2' train $small --lr 0.2 --run whole --quiet
+echo '{' > run/config.json; refuses 65 'config.json' train $small --run run --quiet
+refuses 74 'm: ' train $small --run m
+refuses 64 'is a folder' train $small --out folders
+refuses 78 'less than one batch' train --model resnet20 --data $data --batch 65 --out no
+refuses 76 'the loss is' train --model resnet20 --data $data --batch 16 --lr 1e30 --epochs 3 --out no --quiet
+refuses 66 'nothing' compress --model resnet20 --data nothing --speedup 1.1 --run claimed
+refuses 78 'images for fine-tuning' compress --model resnet20 --data $data --train-images 60 --score-images 60 --speedup 1.1 --run claimed
+check "a command that cannot run claims no folder" [ ! -e claimed ]
+refuses 66 'report.json' report whole
+refuses 74 'no-folder/t.csv' latency --model resnet20 --batch 1 --rounds 3 --out no-folder/t.csv
+
+# ---- stopped
+for signal in INT TERM; do
+    (trap - INT; exec "$lm" train --model resnet20 --data builtin:shapes,size=16,train=2000,val=16 --batch 20 --epochs 500 --run stop_$signal --quiet --json) > out 2> err & pid=$!
+    for _ in $(seq 100); do [ -s stop_$signal/log.txt ] && break; sleep 0.1; done; sleep 0.3
+    kill -$signal $pid; wait $pid; got=$?
+    [ $got = 75 ] && [ "$(wc -l < err)" = 1 ] && [ ! -s out ] && [ -s stop_$signal/checkpoints/last.safetensors ] && good || bad "$signal exits $got, wanted 75 and a checkpoint"
+done
+
+# ---- a full disk
+full() {                       # in a folder where `m` does not fit twice
+    before=$(sha256sum < "$1/m")
+    refuses 74 '/m: ' train --model resnet20 --data $data --epochs 0 --batch 16 --seed 7 --out "$1/m" --quiet
+    check "the old model is intact" [ "$before" = "$(sha256sum < "$1/m")" ]
+    check "nothing else is left" [ "$(ls -A "$1")" = m ]
+    refuses 74 'next.safetensors' train $small --run "$1/r" --quiet
+    check "no half checkpoint" [ -z "$(ls -A "$1/r/checkpoints")" ]
+}
+mkdir full limited
+if mount -t tmpfs -o size=1500k none full 2> /dev/null; then cp m full/m; full full; else echo "skipped: no tmpfs to fill"; skipped=$((skipped + 1)); fi
+cp m limited/m
+(ulimit -f 500; exec "$lm" train --model resnet20 --data $data --epochs 0 --batch 16 --seed 7 --out limited/m --quiet > out 2> err); got=$?
+[ $got = 74 ] && cmp -s m limited/m && [ "$(ls -A limited)" = m ] && good || bad "a file size limit exits $got, wanted 74 and the old file"
+if [ -c /dev/full ]; then for words in "solve $both --budget 2 --out /dev/full" "solve $both --budget 2 --front /dev/full" "eval --model m --data $data --predictions /dev/full" "inspect m --segments /dev/full"; do refuses 74 '/dev/full' $words; done; fi
+
+echo "tests/test_bad_input.sh: $passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]
