@@ -77,8 +77,11 @@ tsan:
 	$(MAKE) --no-print-directory test B=build/tsan CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=thread'
 bench: $(BENCH)
 	@for b in $(BENCH); do $$b || exit 1; done
-demo: deps all
-	./layermerge compress --model resnet20 --data builtin:shapes --speedup 1.5 --run runs/demo
+# The main job on built-in images: a few minutes on two cores.
+demo: deps
+	@$(MAKE) --no-print-directory all
+	./layermerge compress --model resnet20 --data builtin:shapes --speedup 1.5 --run runs/demo --batch 32 --rounds 11 \
+	    --train-epochs 5 --train-batch 64 --train-images 640 --score-images 512 --epochs 4
 install: $(B)/layermerge
 	install -D -m 755 $< $(DESTDIR)$(PREFIX)/bin/layermerge
 
