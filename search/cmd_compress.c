@@ -7,7 +7,7 @@
 
 typedef struct {
     const char *model, *data, *run, *budget, *method, *score, *input, *bad, *recipe;
-    double speedup, width, train_epochs, train_lr, epochs, lr, imp_epochs, imp_lr, kd, smoothing;
+    double speedup, width, train_epochs, train_lr, epochs, lr, imp_epochs, imp_lr, kd, temperature, smoothing;
     int64_t classes, limit, val_limit, batch, train_batch, rounds, imp_train, imp_score, scores;
     bool identity, distill, keep_single;
 } compress_options;
@@ -30,11 +30,12 @@ static const cli_option options[] = {
     { "scores", CLI_INT, AT(scores), "1", "1:1000", "repeats of each score with other seeds" },
     { "keep-single", CLI_FLAG, AT(keep_single), NULL, NULL, "do not reset single-layer entries" },
     { "identity", CLI_FLAG, AT(identity), NULL, NULL, "offer kernel 0 where everything may go" },
-    { "epochs", CLI_NUMBER, AT(epochs), "10", "0:10000", "of fine-tuning the pruned network" },
-    { "lr", CLI_NUMBER, AT(lr), "0.02", "0:100", "peak learning rate of fine-tuning" },
+    { "epochs", CLI_NUMBER, AT(epochs), "20", "0:10000", "of fine-tuning the pruned network" },
+    { "lr", CLI_NUMBER, AT(lr), "0.05", "0:100", "peak learning rate of fine-tuning" },
     { "smoothing", CLI_NUMBER, AT(smoothing), "0", "0:0.999", "label smoothing of fine-tuning" },
-    { "distill", CLI_FLAG, AT(distill), NULL, NULL, "fine-tune with the base network as the teacher" },
-    { "kd-weight", CLI_NUMBER, AT(kd), "0.3", "0:1", "share of the distillation loss" },
+    { "distill", CLI_FLAG, AT(distill), "true", NULL, "fine-tune with the base network as the teacher" },
+    { "kd-weight", CLI_NUMBER, AT(kd), "0.9", "0:1", "share of the distillation loss" },
+    { "kd-temperature", CLI_NUMBER, AT(temperature), "4", "0.000001:1000000", "of the distillation loss" },
     { "recipe", CLI_TEXT, AT(recipe), "cifar-resnet", NULL, "recipe that trains a builder" },
     { "train-epochs", CLI_NUMBER, AT(train_epochs), "20", "0:10000", "of training a builder" },
     { "train-lr", CLI_NUMBER, AT(train_lr), "0.1", "0:100", "its peak learning rate" },
@@ -97,6 +98,7 @@ static bool fill_job(const cli_common *c, const compress_options *o, search_job 
     j->tune.batch = (int)o->train_batch;
     j->tune.smoothing = o->smoothing;
     j->tune.kd = o->distill ? o->kd : 0;
+    j->tune.temperature = o->temperature;
     j->distill = o->distill;
     j->latency = (search_latency_options){ .batch = (int)o->batch, .time = { .rounds = (int)o->rounds } };
     j->importance = (search_importance_options){
