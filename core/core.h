@@ -143,6 +143,9 @@ void core_describe(buf *out);
 typedef void par_fn(void *ctx, int64_t i, int worker);
 void par_for(int64_t n, par_fn *fn, void *ctx);
 int  par_threads(void);
+/* The first call of a thread that is not the pool's (a data loader): run on any core. A thread starts
+ * on the core of the one that created it, and the pool's are pinned when they fill the machine. */
+void par_leave_core(void);
 
 /* SIGINT and SIGTERM set a flag; long loops poll it, save and return ERR_STOPPED. */
 void stop_install(void);

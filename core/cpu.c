@@ -1,8 +1,6 @@
 /* What this machine is: instruction sets, cores, a name. */
-#define _GNU_SOURCE                           /* sched_getaffinity */
 #include "core/machine.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -44,10 +42,8 @@ static int quota_cpus(void) {
 }
 
 int core_cpus(void) {
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
-                                                         : (int)sysconf(_SC_NPROCESSORS_ONLN);
-    int quota = quota_cpus();
+    int n = par_allowed_cpus(), quota = quota_cpus();
+    if (!n) n = (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (quota && quota < n) n = quota;
     return n > 0 ? n : 1;
 }

@@ -9,6 +9,7 @@ void      cpu_model(char *out, size_t size);  /* "AMD EPYC 9B45" */
 
 bool par_start(int threads, err *e);
 void par_stop(void);
+int  par_allowed_cpus(void);                  /* of the process, before its threads were pinned; 0: unknown */
 
 int  gemm_thread_limit(void);                 /* threads that may call gemm at once */
 

@@ -12,7 +12,7 @@
  *
  * Only the thread that called core_init hands out work. Calls from others (data loaders) and nested
  * calls run serially on their own thread. */
-#define _GNU_SOURCE                           /* pthread_setaffinity_np */
+#define _GNU_SOURCE                           /* pthread_setaffinity_np, sched_getaffinity */
 #include "core/machine.h"
 
 #include <pthread.h>
@@ -44,6 +44,7 @@ static struct {
 } pool = { .lock = PTHREAD_MUTEX_INITIALIZER,
            .work = PTHREAD_COND_INITIALIZER, .finished = PTHREAD_COND_INITIALIZER };
 
+static struct { bool on; cpu_set_t before; } pinned;   /* before: where the process may run */
 static _Thread_local bool is_owner;
 static _Thread_local int inside = -1;         /* worker number while inside a job */
 
@@ -166,20 +167,31 @@ void par_for(int64_t n, par_fn *fn, void *ctx) {
 
 int par_threads(void) { return pool.threads > 0 ? pool.threads : 1; }
 
-/* One core per worker, when the pool uses all cores there are. With fewer threads than cores a
- * fixed choice would pile processes that run side by side onto the same cores. The owner stays
- * free, since the threads it starts later inherit its place. */
-static void pin_workers(void) {
-    cpu_set_t all;
-    if (sched_getaffinity(0, sizeof all, &all) || CPU_COUNT(&all) != pool.threads) return;
-    for (int cpu = 0, worker = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &all)) continue;
+int par_allowed_cpus(void) {
+    cpu_set_t now;
+    if (pinned.on) return CPU_COUNT(&pinned.before);
+    return sched_getaffinity(0, sizeof now, &now) ? 0 : CPU_COUNT(&now);
+}
+
+/* One core per thread, when the pool uses all cores there are. With fewer threads than cores a fixed
+ * choice would pile processes that run side by side onto the same cores. The owner is pinned too:
+ * left free it can end up on a worker's core, where the two take turns and no balancer sees a load
+ * worth moving. */
+static void pin_threads(void) {
+    pinned.on = par_allowed_cpus() == pool.threads &&
+                !sched_getaffinity(0, sizeof pinned.before, &pinned.before);
+    for (int cpu = 0, worker = 0; pinned.on && cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &pinned.before)) continue;
         cpu_set_t one;
         CPU_ZERO(&one);
         CPU_SET(cpu, &one);
-        if (worker) pthread_setaffinity_np(pool.thread[worker], sizeof one, &one);
+        pthread_setaffinity_np(worker ? pool.thread[worker] : pthread_self(), sizeof one, &one);
         worker++;
     }
+}
+
+void par_leave_core(void) {
+    if (pinned.on) pthread_setaffinity_np(pthread_self(), sizeof pinned.before, &pinned.before);
 }
 
 bool par_start(int threads, err *e) {
@@ -197,7 +209,7 @@ bool par_start(int threads, err *e) {
         return err_set(e, ERR_CONFIG, "%d threads wanted, the system gives %d: %s", threads, had,
                        strerror(cause));
     }
-    pin_workers();
+    pin_threads();
     return true;
 }
 
@@ -211,4 +223,6 @@ void par_stop(void) {
     pool.thread = NULL;
     pool.threads = 0;
     is_owner = false;
+    par_leave_core();
+    pinned.on = false;
 }

@@ -118,6 +118,7 @@ static slot *take_ticket(data_loader *l) {
 
 static void *work(void *arg) {
     data_loader *l = arg;
+    par_leave_core();
     pthread_mutex_lock(&l->lock);
     for (;;) {
         while (!l->stop && (l->paused || l->made - l->taken >= l->depth))
