@@ -77,9 +77,9 @@ static void rename_entries(listing *l, const char *from, const char *to)
 {
     for (int i = 0; i < l->n; i++)
         if (!strncmp(l->t[i].name, from, strlen(from))) {
-            char tail[128];
-            snprintf(tail, sizeof tail, "%s", l->t[i].name + strlen(from));
-            snprintf(l->t[i].name, sizeof l->t[i].name, "%s%.100s", to, tail);
+            char name[256];
+            snprintf(name, sizeof name, "%s%s", to, l->t[i].name + strlen(from));
+            snprintf(l->t[i].name, sizeof l->t[i].name, "%.*s", (int)sizeof l->t[i].name - 1, name);
         }
 }
 
