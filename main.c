@@ -8,6 +8,7 @@
     X(predict) \
     X(run) \
     X(import) \
+    X(export) \
     X(inspect) \
     X(latency) \
     X(importance) \

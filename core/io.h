@@ -1,5 +1,5 @@
 /* File formats, each in one file: JSON, CSV, tensor files (safetensors, PyTorch's .pth in both
- * containers), zip, gzip, SVG. Readers trust nothing: every length is checked against the bytes
+ * containers), zip, gzip, protobuf, SVG. Readers trust nothing: every length is checked against the bytes
  * that are there, and an error names the file and the place. */
 #ifndef LM_IO_H
 #define LM_IO_H
@@ -106,6 +106,18 @@ const zip_entry *zip_find(const zip_file *z, const char *name);
 /* A .gz file (or a plain one, returned as it is) into memory; truncated or corrupt: ERR_DATA;
  * more than limit bytes: ERR_DATA. */
 bool gzip_read(const char *path, size_t limit, buf *out, err *e);
+
+/* ---- protobuf, written ---------------------------------------------------------------------------- */
+
+/* Fields are appended to b. A message lies between begin and end, and may hold others: its length is
+ * five bytes long whatever its value, so that nothing is moved when it ends. Floats and the content
+ * of pb_bytes are little-endian where they are on this machine. */
+void   pb_int(buf *b, int field, int64_t v);
+void   pb_float(buf *b, int field, float v);
+void   pb_text(buf *b, int field, const char *s);
+void   pb_bytes(buf *b, int field, const void *data, size_t len);
+size_t pb_begin(buf *b, int field);
+void   pb_end(buf *b, size_t begun);
 
 /* ---- SVG ---------------------------------------------------------------------------------------- */
 

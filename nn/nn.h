@@ -131,6 +131,12 @@ typedef struct { char key[64]; const char *value; } nn_meta;
 /* Model file: safetensors with __metadata__ {"format","graph","arch","barrier","prep", + extra}. */
 bool      nn_model_save(const nn_graph *g, const char *path, const nn_meta *extra, int n, err *e);
 nn_graph *nn_model_load(const char *path, err *e);               /* every tensor checked */
+/* Only the tensors, under their names, as PyTorch's users write them: no graph. */
+bool      nn_weights_save(const nn_graph *g, const char *path, err *e);
+/* The network in evaluation mode as an ONNX model appended to out: any batch size, nodes and tensors
+ * under their names, preprocessing and extra in metadata_props. */
+enum { NN_ONNX_OPSET = 13 };
+bool      nn_onnx_print(const nn_graph *g, const nn_meta *extra, int n, buf *out, err *e);
 
 /* ---- builders and import ----------------------------------------------------------------------------- */
 

@@ -99,16 +99,11 @@ int nn_state_copy(nn_graph *to, const nn_graph *from)
 
 static const char format_name[] = "layermerge-1";
 
-bool nn_model_save(const nn_graph *g, const char *path, const nn_meta *extra, int n, err *e)
+/* All parameters; borrowed from g. */
+static tf_tensor *tensors_of(const nn_graph *g, err *e)
 {
-    buf text = { 0 };
     tf_tensor *t = mem_new((size_t)g->n_param, sizeof *t, e);
-    text_pair *meta = mem_new((size_t)n + 5, sizeof *meta, e);
-    bool ok = t && meta;
-    nn_graph_print(g, &text);
-    if (text.failed)
-        ok = err_set(e, ERR_NOMEM, "%s: no memory for the graph's text", path);
-    for (int i = 0; ok && i < g->n_param; i++) {
+    for (int i = 0; t && i < g->n_param; i++) {
         const nn_param *p = &g->param[i];
         t[i] = (tf_tensor){ .name = (char *)p->name, .dtype = DT_F32, .rank = p->rank,
                             .data = (const char *)p->x };
@@ -119,6 +114,18 @@ bool nn_model_save(const nn_graph *g, const char *path, const nn_meta *extra, in
             step *= p->dim[d];
         }
     }
+    return t;
+}
+
+bool nn_model_save(const nn_graph *g, const char *path, const nn_meta *extra, int n, err *e)
+{
+    buf text = { 0 };
+    tf_tensor *t = tensors_of(g, e);
+    text_pair *meta = mem_new((size_t)n + 5, sizeof *meta, e);
+    bool ok = t && meta;
+    nn_graph_print(g, &text);
+    if (text.failed)
+        ok = err_set(e, ERR_NOMEM, "%s: no memory for the graph's text", path);
     if (ok) {
         const text_pair own[5] = { { "format", format_name },
                                    { "graph", text.data },
@@ -133,6 +140,14 @@ bool nn_model_save(const nn_graph *g, const char *path, const nn_meta *extra, in
     buf_free(&text);
     mem_free(t);
     mem_free(meta);
+    return ok;
+}
+
+bool nn_weights_save(const nn_graph *g, const char *path, err *e)
+{
+    tf_tensor *t = tensors_of(g, e);
+    bool ok = t && safetensors_write(path, t, g->n_param, &(text_pair){ "format", "pt" }, 1, e);
+    mem_free(t);
     return ok;
 }
 

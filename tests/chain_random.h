@@ -219,7 +219,7 @@ static search_solution random_solution(const search_chain *c, int keep_percent, 
     return s;
 }
 
-static double *random_image(const nn_graph *g)
+static inline double *random_image(const nn_graph *g)
 {
     const int64_t *d = g->node[0].dim;
     double *x = mem_new((size_t)(d[1] * d[2] * d[3]), sizeof *x, NULL);

@@ -39,7 +39,7 @@ refuses 64 'from 0 to 1024' inspect resnet20 --threads -1
 refuses 64 'number is wanted' inspect mobilenetv2 --width nan
 refuses 64 'C,H,W' inspect resnet20 --input 3,0,32
 refuses 78 'impossible' inspect resnet20 --input 3,100000,100000
-for verb in train eval predict run import inspect latency importance solve merge bench compress report data; do
+for verb in train eval predict run import export inspect latency importance solve merge bench compress report data; do
     refuses 64 "$verb has no flag --no-such" $verb --no-such
     works $verb --help
 done
