@@ -89,6 +89,13 @@ bool data_prep_parse(data_prep *p, const char *text, err *e) {
     return true;
 }
 
+data_prep data_prep_at(data_prep p, int h, int w) {
+    int was = p.h > p.w ? p.h : p.w, now = h > w ? h : w;   /* a crop lies inside what is resized */
+    p.resize = (int)lround((double)p.resize * now / was);
+    p.h = h, p.w = w;
+    return p;
+}
+
 /* ---- geometry -------------------------------------------------------------------------------- */
 
 void prep_table_init(prep_table *t, const data_prep *p) {
@@ -97,8 +104,7 @@ void prep_table_init(prep_table *t, const data_prep *p) {
         for (int v = 0; v < 256; v++) t->value[c][v] = ((float)v / 255.0f - p->mean[c]) / p->std[c];
 }
 
-/* Shorter side to p->resize, as torchvision: the longer one is cut to a whole number. */
-static bool resize_shorter(const data_image *im, int to, data_image *out, err *e) {
+bool image_resize_shorter(const data_image *im, int to, data_image *out, err *e) {
     int h = im->h <= im->w ? to : (int)((int64_t)to * im->h / im->w);
     int w = im->w <= im->h ? to : (int)((int64_t)to * im->w / im->h);
     return image_resize(im, 0, 0, im->w, im->h, h, w, out, e);
@@ -184,7 +190,7 @@ static bool shape_image(const prep_table *t, const data_augment *a, rng *r, data
         random_box(r, im->h, im->w, a->rrc_min, box);
         ok = image_resize(im, box[0], box[1], box[2], box[3], p->h, p->w, &next, e);
     } else if (p->resize) {
-        ok = resize_shorter(im, p->resize, &next, e);
+        ok = image_resize_shorter(im, p->resize, &next, e);
     } else if (!fits) {
         ok = image_resize(im, 0, 0, im->w, im->h, p->h, p->w, &next, e);
     } else {

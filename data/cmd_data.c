@@ -1,7 +1,8 @@
 /* layermerge data: look at a set before training on it.
  *   make     write a set as class folders of PNG, or a contact sheet of its first images
+ *   pack     write a set as shards of decoded images, which are mapped instead of decoded
  *   verify   decode every image; exit code 1 when some cannot be
- *   stats    counts, sizes, and the mean and standard deviation of each channel */
+ *   stats    counts, sizes, the mean and standard deviation of each channel, and how fast it went */
 #include "core/cli.h"
 #include "data/data.h"
 
@@ -11,33 +12,43 @@
 #include <string.h>
 
 typedef struct {
-    const char *data, *split, *out, *sheet;
-    int64_t limit;
+    const char *data, *split, *out, *sheet, *bad, *size;
+    int64_t limit, resize, shard_mb;
 } data_cli;
 
 static const cli_option options[] = {
-    { "data", CLI_TEXT, offsetof(data_cli, data), "!", NULL, "folder or builtin:shapes[,…]" },
+    { "data", CLI_TEXT, offsetof(data_cli, data), NULL, NULL,
+      "folder or builtin:shapes[,…]; may also follow the word" },
     { "split", CLI_CHOICE, offsetof(data_cli, split), "both", "both|train|val", "which part" },
     { "limit", CLI_INT, offsetof(data_cli, limit), "0", "0:",
       "class-balanced subset of this many images; 0: all" },
     { "out", CLI_TEXT, offsetof(data_cli, out), NULL, NULL,
-      "make: folder for train/<class>/… and val/<class>/…" },
+      "make: folder for train/<class>/… and val/<class>/…; pack: folder of the shards" },
     { "sheet", CLI_TEXT, offsetof(data_cli, sheet), NULL, NULL,
       "make: PNG of the first images, one class per column" },
+    { "resize", CLI_INT, offsetof(data_cli, resize), "0", "0:16384",
+      "pack: shorter side of the images; 0: as they are" },
+    { "shard-mb", CLI_INT, offsetof(data_cli, shard_mb), "64", "1:4096", "pack: size of a shard" },
+    { "size", CLI_TEXT, offsetof(data_cli, size), NULL, NULL,
+      "side of the images a network gets: N or H,W" },
+    { "on-bad-image", CLI_CHOICE, offsetof(data_cli, bad), "skip", "skip|fail",
+      "what to do with undecodable images" },
 };
 
 typedef struct { const char *name; data_set *set; } split;
 
 /* The splits asked for; of "both" one may be missing. */
-static bool open_splits(const data_cli *o, uint64_t seed, split out[2], int *n, err *e) {
+static bool open_splits(const data_cli *o, const char *from, uint64_t seed, split out[2], int *n,
+                        err *e) {
     static const char *const name[2] = { "train", "val" };
-    const data_options how = { .limit = o->limit, .seed = seed };
+    data_options how = { .limit = o->limit, .fail_on_bad = !strcmp(o->bad, "fail"), .seed = seed };
     bool both = !strcmp(o->split, "both");
     *n = 0;
+    if (!data_size_parse(&how, o->size, e)) return false;
     for (int i = 0; i < 2; i++) {
         if (!both && strcmp(o->split, name[i])) continue;
         err mine = { 0 };
-        data_set *s = data_open(o->data, name[i], &how, &mine);
+        data_set *s = data_open(from, name[i], &how, &mine);
         if (s) out[(*n)++] = (split){ name[i], s };
         else if (!both || mine.code != ERR_NOINPUT || (i == 1 && *n == 0))
             return err_set(e, mine.code, "%s", mine.msg);
@@ -151,7 +162,9 @@ static void put_classes(json_writer *w, const data_set *s) {
 static bool put_split(json_writer *w, const split *p, bool stats, bool quiet, int64_t *bad,
                       err *e) {
     tally t = { 0 };
+    int64_t start_ns = clock_ns();
     if (!look_at_all(p->set, quiet, &t, e)) return false;
+    double seconds = (double)(clock_ns() - start_ns) * 1e-9;
     int64_t n = data_bad(p->set, NULL, 0), *index = mem_new((size_t)n, sizeof *index, e);
     if (!index) return false;
     data_bad(p->set, index, n);
@@ -169,6 +182,8 @@ static bool put_split(json_writer *w, const split *p, bool stats, bool quiet, in
         data_prep prep = data_default_prep(p->set);
         data_prep_print(&prep, text);
         json_text(w, "preprocessing", text);
+        json_number(w, "images_per_s", round((double)t.good / seconds));
+        json_int(w, "threads", par_threads());
     }
     put_bad(w, p->set, index, n);
     json_end(w, '}');
@@ -177,23 +192,29 @@ static bool put_split(json_writer *w, const split *p, bool stats, bool quiet, in
     return true;
 }
 
-static bool report(const data_cli *o, const cli_common *common, const split *p, int n, bool stats,
-                   err *e) {
+static bool print_json(buf *out, const cli_common *common, err *e) {
+    if (out->failed) return err_set(e, ERR_NOMEM, "no memory for the report");
+    printf("%s%s", out->data, common->json ? "\n" : "");
+    return true;
+}
+
+static bool report(const data_cli *o, const char *from, const cli_common *common, const split *p,
+                   int n, bool stats, err *e) {
     buf out = { 0 };
     json_writer w = json_writer_on(&out, !common->json);
     int64_t bad = 0;
     bool ok = true;
     json_begin(&w, NULL, '{');
-    json_text(&w, "data", o->data);
+    json_text(&w, "data", from);
     for (int i = 0; ok && i < n; i++)
         ok = put_split(&w, &p[i], stats, common->quiet || common->json, &bad, e);
     json_bool(&w, "ok", bad == 0);
     json_end(&w, '}');
-    if (ok && out.failed) ok = err_set(e, ERR_NOMEM, "no memory for the report");
-    if (ok) printf("%s%s", out.data, common->json ? "\n" : "");
+    ok = ok && print_json(&out, common, e);
     buf_free(&out);
-    if (ok && bad && !stats)
-        ok = err_set(e, ERR_NEGATIVE, "%s: %lld images cannot be decoded", o->data, (long long)bad);
+    if (ok && bad && (!stats || !strcmp(o->bad, "fail")))
+        ok = err_set(e, stats ? ERR_DATA : ERR_NEGATIVE, "%s: %lld images cannot be decoded", from,
+                     (long long)bad);
     return ok;
 }
 
@@ -206,21 +227,33 @@ static void folder_name(char out[256], const char *name) {
         if (*c == '/' || (c == out && *c == '.') || iscntrl((unsigned char)*c)) *c = '_';
 }
 
-static bool write_folders(const char *out, const split *p, bool quiet, err *e) {
+/* Undecodable images are left out, unless the options say that they end it. */
+static bool leave_out(const data_cli *o, const err *why) {
+    return why->code == ERR_DATA && !strcmp(o->bad, "skip");
+}
+
+static bool write_image(const data_cli *o, const split *p, int64_t i, int64_t *written, err *e) {
     char dir[4096], path[4200], name[256];
+    data_image im;
+    err mine = { 0 };
+    folder_name(name, data_class_name(p->set, data_label(p->set, i)));
+    if (snprintf(dir, sizeof dir, "%s/%s/%s", o->out, p->name, name) >= (int)sizeof dir)
+        return err_set(e, ERR_USAGE, "--out %s: the path is too long", o->out);
+    snprintf(path, sizeof path, "%s/%07lld.png", dir, (long long)i);
+    if (!data_decode(p->set, i, &im, &mine))
+        return leave_out(o, &mine) || err_set(e, mine.code, "%s", mine.msg);
+    bool ok = file_make_dirs(dir, e) && image_write_png(path, &im, e);
+    image_free(&im);
+    *written += ok;
+    return ok;
+}
+
+static bool write_folders(const data_cli *o, const split *p, bool quiet, int64_t *written, err *e) {
     cli_progress bar = cli_progress_start(p->name, data_count(p->set), quiet);
     bool ok = true;
+    *written = 0;
     for (int64_t i = 0; ok && i < data_count(p->set); i++) {
-        data_image im;
-        folder_name(name, data_class_name(p->set, data_label(p->set, i)));
-        if (snprintf(dir, sizeof dir, "%s/%s/%s", out, p->name, name) >= (int)sizeof dir)
-            return err_set(e, ERR_USAGE, "--out %s: the path is too long", out);
-        snprintf(path, sizeof path, "%s/%07lld.png", dir, (long long)i);
-        ok = file_make_dirs(dir, e) && data_decode(p->set, i, &im, e);
-        if (ok) {
-            ok = image_write_png(path, &im, e);
-            image_free(&im);
-        }
+        ok = write_image(o, p, i, written, e);
         if (ok && stop_requested())
             ok = err_set(e, ERR_STOPPED, "stopped after %lld images", (long long)i + 1);
         cli_progress_at(&bar, i + 1, NULL);
@@ -232,7 +265,7 @@ static bool write_folders(const char *out, const split *p, bool quiet, err *e) {
 enum { SHEET_ROWS = 12, SHEET_COLUMNS = 16, SHEET_GAP = 2 };
 
 /* One column per class (the first sixteen), one row per image of it. */
-static bool write_sheet(const char *path, const data_set *s, err *e) {
+static bool write_sheet(const data_cli *o, const data_set *s, err *e) {
     data_prep p = data_default_prep(s);
     int columns = data_classes(s) < SHEET_COLUMNS ? data_classes(s) : SHEET_COLUMNS,
         have[SHEET_COLUMNS] = { 0 };
@@ -244,7 +277,11 @@ static bool write_sheet(const char *path, const data_set *s, err *e) {
         int c = data_label(s, i);
         if (c >= columns || have[c] == SHEET_ROWS) continue;
         data_image im, fit;
-        if (!(ok = data_decode(s, i, &im, e))) break;
+        err mine = { 0 };
+        if (!data_decode(s, i, &im, &mine)) {
+            ok = leave_out(o, &mine) || err_set(e, mine.code, "%s", mine.msg);
+            continue;
+        }
         if ((ok = image_resize(&im, 0, 0, im.w, im.h, p.h, p.w, &fit, e))) {
             for (int y = 0; y < p.h; y++)
                 for (int x = 0; x < p.w; x++)
@@ -256,43 +293,95 @@ static bool write_sheet(const char *path, const data_set *s, err *e) {
         image_free(&im);
         have[c]++;
     }
-    ok = ok && image_write_png(path, &sheet, e);
+    ok = ok && image_write_png(o->sheet, &sheet, e);
     image_free(&sheet);
     return ok;
+}
+
+static void tell_bad(const cli_common *common, const data_set *s) {
+    buf b = { 0 };
+    if (!common->quiet && data_bad_text(s, &b) && !b.failed) fprintf(stderr, "%s\n", b.data);
+    buf_free(&b);
 }
 
 static bool make(const data_cli *o, const cli_common *common, const split *p, int n, err *e) {
     if (!o->out && !o->sheet)
         return err_set(e, ERR_USAGE, "data make wants --out DIR or --sheet FILE.png");
-    if (o->sheet && !write_sheet(o->sheet, p[0].set, e)) return false;
+    if (o->sheet && !write_sheet(o, p[0].set, e)) return false;
     buf out = { 0 };
     json_writer w = json_writer_on(&out, !common->json);
     json_begin(&w, NULL, '{');
     bool ok = true;
     for (int i = 0; ok && o->out && i < n; i++) {
-        ok = write_folders(o->out, &p[i], common->quiet || common->json, e);
-        json_int(&w, p[i].name, data_count(p[i].set));
+        int64_t written;
+        ok = write_folders(o, &p[i], common->quiet || common->json, &written, e);
+        json_int(&w, p[i].name, written);
+        if (ok) tell_bad(common, p[i].set);
     }
     if (o->out) json_text(&w, "out", o->out);
     if (o->sheet) json_text(&w, "sheet", o->sheet);
     json_end(&w, '}');
-    if (ok && out.failed) ok = err_set(e, ERR_NOMEM, "no memory for the report");
-    if (ok) printf("%s%s", out.data, common->json ? "\n" : "");
+    ok = ok && print_json(&out, common, e);
     buf_free(&out);
     return ok;
 }
 
+/* ---- pack ------------------------------------------------------------------------------------ */
+
+static void tick(void *ctx, int64_t done) { cli_progress_at(ctx, done, NULL); }
+
+static bool pack(const data_cli *o, const cli_common *common, const split *p, int n, err *e) {
+    if (!o->out) return err_set(e, ERR_USAGE, "data pack wants --out DIR");
+    buf out = { 0 };
+    json_writer w = json_writer_on(&out, !common->json);
+    json_begin(&w, NULL, '{');
+    bool ok = true;
+    for (int i = 0; ok && i < n; i++) {
+        int64_t packed = 0;
+        cli_progress bar = cli_progress_start(p[i].name, data_count(p[i].set),
+                                              common->quiet || common->json);
+        const pack_options how = { .resize = (int)o->resize, .tick = tick, .ctx = &bar,
+                                   .shard_bytes = (size_t)o->shard_mb << 20 };
+        ok = data_pack(p[i].set, p[i].name, o->out, &how, &packed, e);
+        cli_progress_end(&bar);
+        json_int(&w, p[i].name, packed);
+        if (ok) tell_bad(common, p[i].set);
+    }
+    json_text(&w, "out", o->out);
+    json_end(&w, '}');
+    ok = ok && print_json(&out, common, e);
+    buf_free(&out);
+    return ok;
+}
+
+/* ---- the verb -------------------------------------------------------------------------------- */
+
+/* The first word says what to do; the set is the second word or --data. */
+static bool words_ok(const data_cli *o, int n_word, char **word, const char **from, err *e) {
+    static const char *const known[] = { "make", "pack", "verify", "stats" };
+    bool first = false;
+    for (int i = 0; i < CLI_COUNT(known); i++)
+        first = first || (n_word && !strcmp(word[0], known[i]));
+    if (!first || n_word > 2)
+        return err_set(e, ERR_USAGE, "data wants one word of make, pack, verify and stats%s%s",
+                       n_word ? ", not " : "", n_word ? word[n_word > 2 ? 2 : 0] : "");
+    if ((o->data != NULL) == (n_word == 2))
+        return err_set(e, ERR_USAGE, "data %s wants one set: --data DIR or the word after it",
+                       word[0]);
+    *from = o->data ? o->data : word[1];
+    return true;
+}
+
 static bool run(const cli_common *common, const void *opt, int n_word, char **word, err *e) {
     const data_cli *o = opt;
-    if (n_word != 1 ||
-        (strcmp(word[0], "make") && strcmp(word[0], "verify") && strcmp(word[0], "stats")))
-        return err_set(e, ERR_USAGE, "data wants one word: make, verify or stats%s%s",
-                       n_word ? ", not " : "", n_word ? word[n_word > 1] : "");
+    const char *from = NULL;
     split p[2];
-    int n;
-    bool ok = open_splits(o, (uint64_t)common->seed, p, &n, e);
+    int n = 0;
+    bool ok = words_ok(o, n_word, word, &from, e) &&
+              open_splits(o, from, (uint64_t)common->seed, p, &n, e);
     if (ok && !strcmp(word[0], "make")) ok = make(o, common, p, n, e);
-    else if (ok) ok = report(o, common, p, n, !strcmp(word[0], "stats"), e);
+    else if (ok && !strcmp(word[0], "pack")) ok = pack(o, common, p, n, e);
+    else if (ok) ok = report(o, from, common, p, n, !strcmp(word[0], "stats"), e);
     for (int i = 0; i < n; i++) data_free(p[i].set);
     return ok;
 }
@@ -300,5 +389,5 @@ static bool run(const cli_common *common, const void *opt, int n_word, char **wo
 const cli_verb cmd_data = {
     .name = "data", .summary = "write, check and describe image sets",
     .option = options, .n_option = CLI_COUNT(options), .size = sizeof(data_cli),
-    .positional = "make|verify|stats", .run = run,
+    .positional = "make|pack|verify|stats [DIR]", .run = run,
 };

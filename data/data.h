@@ -31,6 +31,8 @@ bool image_resize(const data_image *src, double x, double y, double w, double h,
 typedef struct { int h, w, c; int resize; float mean[3], std[3]; } data_prep;
 void data_prep_print(const data_prep *p, char out[256]);   /* "size=32,32,3 resize=0 mean=… std=…" */
 bool data_prep_parse(data_prep *p, const char *text, err *e);
+/* The same for inputs of h×w: `resize` keeps its proportion to the crop's longer side. */
+data_prep data_prep_at(data_prep p, int h, int w);
 
 /* ---- sets ---------------------------------------------------------------------------------------- */
 
@@ -39,8 +41,11 @@ typedef struct {
     int64_t limit;               /* class-balanced subset of this many images; 0: all */
     bool fail_on_bad;            /* --on-bad-image fail; default: listed and skipped */
     uint64_t seed;
+    int h, w;                    /* --size: side of the images a network gets; 0: the source's own */
 } data_options;
-/* spec: a folder (class folders, CIFAR-10 binary, IDX) or "builtin:shapes[,classes=,size=,train=,val=,seed=]".
+/* "96" or "96,128" (height, width) into h and w; NULL: not asked for. */
+bool data_size_parse(data_options *o, const char *text, err *e);
+/* spec: a folder (class folders, CIFAR-10 binary, IDX, a pack) or "builtin:shapes[,classes=,size=,train=,val=,seed=]".
  * split: "train" or "val". An empty class folder, a missing split, a short file: error. */
 data_set   *data_open(const char *spec, const char *split, const data_options *o, err *e);
 void        data_free(data_set *s);
@@ -49,15 +54,28 @@ int         data_classes(const data_set *s);
 const char *data_class_name(const data_set *s, int label);
 int         data_label(const data_set *s, int64_t i);
 const char *data_name(const data_set *s, int64_t i);       /* file name, or "test_batch.bin:17" */
-/* The preprocessing the source suggests: its image size (class folders: 224), channels, and mean and
- * std (ImageNet's for class folders and CIFAR-10, 0.2860/0.3530 for Fashion-MNIST, 0.5/0.25 for shapes). */
+/* The preprocessing the source suggests: the size asked for or its own (class folders: 224), channels,
+ * and mean and std (ImageNet's for class folders and CIFAR-10, 0.2860/0.3530 for Fashion-MNIST, 0.5/0.25 for shapes). */
 data_prep   data_default_prep(const data_set *s);
+bool        data_sized(const data_set *s);                 /* a size was asked for */
 bool        data_decode(const data_set *s, int64_t i, data_image *out, err *e);   /* thread-safe */
 /* Numbers of images that failed to decode so far, ascending. Returns how many; up to max are written. */
 int64_t     data_bad(const data_set *s, int64_t *index, int64_t max);
 /* The same for people, appended to out: "2 of 50 images could not be decoded and were left out: cat/1.jpg
  * dog/7.jpg". Nothing when all could; false then. */
 bool        data_bad_text(const data_set *s, buf *out);
+
+/* Packs: the decoded images of a split as shards DIR/train-00000.pack …, RGB bytes, mapped when read;
+ * data_open takes DIR like any other source. resize: shorter side; 0: as the images are. Images that
+ * cannot be decoded are left out, or end it when fail_on_bad; *packed counts the others. A pack that
+ * is there is not written over (ERR_USAGE). */
+typedef struct {
+    int resize;
+    size_t shard_bytes;          /* of pixels per file, about; an image is never cut */
+    void (*tick)(void *ctx, int64_t done); void *ctx;   /* may be NULL */
+} pack_options;
+bool data_pack(const data_set *s, const char *split, const char *dir, const pack_options *o,
+               int64_t *packed, err *e);
 
 /* One class-balanced permutation of the set, a function of the seed: shuffled inside each class, then
  * dealt round-robin. A subset is a range [from, from+n) of it, so disjoint ranges are disjoint subsets

@@ -19,14 +19,19 @@ typedef struct {
 bool jpeg_walk(const uint8_t *p, size_t size, const char *name, jpeg_info *out, err *e);
 bool png_walk(const uint8_t *p, size_t size, const char *name, int *w, int *h, err *e);
 
+/* Shorter side to `to`, as torchvision: the longer one is cut to a whole number. */
+bool image_resize_shorter(const data_image *im, int to, data_image *out, err *e);
 bool image_convert(const data_image *src, int c, data_image *out, err *e);   /* grey ↔ colour */
 
 /* ---- sets ------------------------------------------------------------------------------------ */
 
+/* One image's pixels: borrowed from the set, or owned (`own` to be freed with mem_free). */
+typedef struct { int h, w, c; const uint8_t *x; uint8_t *own; } set_view;
 typedef struct { int h, w, c; uint8_t x[]; } set_frame;     /* decoded pixels that stay in memory */
 
 /* A source fills n, classes, class_name, label, prep and either `pixel` (all images of one size) or
- * `produce` (made on request; kept afterwards while memo_left lasts). */
+ * `produce` (made on request; kept afterwards while memo_left lasts), or `look` (lie in memory as they
+ * are). */
 struct data_set {
     int64_t n;
     int classes;
@@ -38,6 +43,7 @@ struct data_set {
     int h, w, c;                 /* of every image in pixel */
     uint8_t *pixel;              /* n·h·w·c, or NULL */
     bool (*produce)(const data_set *s, int64_t source, data_image *out, err *e);
+    bool (*look)(const data_set *s, int64_t source, set_view *v, err *e);
     void *source; void (*source_free)(void *source);
     _Atomic(set_frame *) *memo;  /* n, or NULL */
     atomic_llong *memo_left;     /* bytes */
@@ -45,23 +51,22 @@ struct data_set {
     int32_t *map;                /* image number → source number; NULL: the same */
     int64_t n_source;            /* n before the limit */
     atomic_uchar *bad;           /* n_source */
-    bool fail_on_bad;
+    bool fail_on_bad, sized;
 };
 
 /* Each source says whether the spec is its own; false without an error means "not mine". */
 typedef enum { SOURCE_NOT_MINE, SOURCE_OPENED, SOURCE_FAILED } source_answer;
 typedef source_answer source_open(data_set *s, const char *spec, const char *split, err *e);
-source_open folder_open, cifar_open, mnist_open, shapes_open;
+source_open folder_open, cifar_open, mnist_open, shapes_open, pack_open;
 
-bool set_alloc(data_set *s, int64_t n, int classes, err *e);              /* labels, class names */
+bool set_count(data_set *s, int64_t n, err *e);                           /* labels */
+bool set_alloc(data_set *s, int64_t n, int classes, err *e);              /* and class names */
 bool set_name_class(data_set *s, int label, const char *name, err *e);
 bool set_number_classes(data_set *s, err *e);                             /* "0", "1", … */
 void set_add_name(data_set *s, int64_t i, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 bool set_join(char out[4096], const char *dir, const char *name, err *e); /* dir/name */
 
-/* One image's pixels: borrowed from the set, or owned (`own` to be freed with mem_free). */
-typedef struct { int h, w, c; const uint8_t *x; uint8_t *own; } set_view;
 bool set_look(const data_set *s, int64_t i, set_view *v, err *e);
 
 /* The permutation behind data_pick and the limit, entries from … from+n-1. */

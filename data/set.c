@@ -11,18 +11,23 @@
 
 #define MEMO_BYTES ((long long)256 << 20)      /* decoded pixels kept per set */
 
-static source_open *const sources[] = { shapes_open, cifar_open, mnist_open, folder_open };
+static source_open *const sources[] = { shapes_open, pack_open, cifar_open, mnist_open,
+                                       folder_open };
 
 /* ---- what sources use ------------------------------------------------------------------------ */
 
-bool set_alloc(data_set *s, int64_t n, int classes, err *e) {
+bool set_count(data_set *s, int64_t n, err *e) {
     if (n > INT32_MAX) return err_set(e, ERR_DATA, "%lld images are more than 2^31", (long long)n);
     s->n = s->n_source = n;
-    s->classes = classes;
     s->label = mem_new((size_t)n, sizeof *s->label, e);
     s->name_at = s->label ? mem_new((size_t)n, sizeof *s->name_at, e) : NULL;
-    s->class_name = s->name_at ? mem_new((size_t)classes, sizeof *s->class_name, e) : NULL;
-    return s->class_name != NULL;
+    return s->name_at != NULL;
+}
+
+bool set_alloc(data_set *s, int64_t n, int classes, err *e) {
+    s->classes = classes;
+    s->class_name = mem_new((size_t)classes, sizeof *s->class_name, e);
+    return s->class_name && set_count(s, n, e);
 }
 
 bool set_name_class(data_set *s, int label, const char *name, err *e) {
@@ -73,6 +78,17 @@ static bool apply_limit(data_set *s, const data_options *o, err *e) {
     return true;
 }
 
+bool data_size_parse(data_options *o, const char *text, err *e) {
+    char end;
+    if (!text) return true;
+    int n = sscanf(text, "%5d,%5d%c", &o->h, &o->w, &end);
+    if (n == 1) n = sscanf(text, "%5d%c", &o->h, &end) == 1 ? 2 : 0, o->w = o->h;
+    if (n == 2 && o->h >= 1 && o->h <= IMAGE_MAX_SIDE && o->w >= 1 && o->w <= IMAGE_MAX_SIDE)
+        return true;
+    return err_set(e, ERR_USAGE, "--size %s: one side or height,width from 1 to %d is wanted", text,
+                   IMAGE_MAX_SIDE);
+}
+
 static bool finish_open(data_set *s, const char *spec, const data_options *o, err *e) {
     if (s->n == 0) return err_set(e, ERR_DATA, "%s: no images", spec);
     if (s->names.failed) return err_set(e, ERR_NOMEM, "%s: no memory for the names", spec);
@@ -85,6 +101,8 @@ static bool finish_open(data_set *s, const char *spec, const data_options *o, er
         atomic_store(s->memo_left, MEMO_BYTES);
     }
     s->fail_on_bad = o->fail_on_bad;
+    s->sized = o->h > 0;
+    if (s->sized) s->prep = data_prep_at(s->prep, o->h, o->w);
     return apply_limit(s, o, e);
 }
 
@@ -114,7 +132,7 @@ data_set *data_open(const char *spec, const char *split, const data_options *o, 
         else
             err_set(e, ERR_DATA,
                     "%s: neither class folders (train/ and val/) nor CIFAR-10 binary nor IDX "
-                    "files",
+                    "files nor a pack",
                     spec);
     }
     if (answer != SOURCE_OPENED || !finish_open(s, spec, o ? o : &none, e)) {
@@ -153,6 +171,7 @@ const char *data_name(const data_set *s, int64_t i) {
     return s->names.data + s->name_at[source_number(s, i)];
 }
 data_prep   data_default_prep(const data_set *s) { return s->prep; }
+bool        data_sized(const data_set *s) { return s->sized; }
 
 int64_t data_bad(const data_set *s, int64_t *index, int64_t max) {
     int64_t n = 0;
@@ -200,17 +219,18 @@ bool set_look(const data_set *s, int64_t i, set_view *v, err *e) {
         *v = (set_view){ s->h, s->w, s->c, s->pixel + (size_t)k * one, NULL };
         return true;
     }
-    set_frame *f = atomic_load(&s->memo[k]);
+    set_frame *f = s->look ? NULL : atomic_load(&s->memo[k]);
     if (f) {
         *v = (set_view){ f->h, f->w, f->c, f->x, NULL };
         return true;
     }
     data_image im;
     err mine = { 0 };
-    if (!s->produce(s, k, &im, &mine)) {
+    if (s->look ? !s->look(s, k, v, &mine) : !s->produce(s, k, &im, &mine)) {
         if (mine.code != ERR_NOMEM) atomic_store(&s->bad[k], 1);
         return err_set(e, mine.code, "%s", mine.msg);
     }
+    if (s->look) return true;
     keep(s, k, &im);
     *v = (set_view){ im.h, im.w, im.c, im.x, im.x };
     return true;

@@ -6,7 +6,7 @@
 #include <string.h>
 
 typedef struct {
-    const char *model, *data, *run, *budget, *method, *score, *input, *bad, *recipe;
+    const char *model, *data, *run, *budget, *method, *score, *input, *bad, *recipe, *size;
     double speedup, width, train_epochs, train_lr, epochs, lr, imp_epochs, imp_lr, kd, temperature, smoothing;
     int64_t classes, limit, val_limit, batch, train_batch, rounds, imp_train, imp_score, scores;
     bool identity, distill, keep_single;
@@ -45,6 +45,7 @@ static const cli_option options[] = {
     { "input", CLI_TEXT, AT(input), NULL, NULL, "C,H,W of a builder (default: the data's)" },
     { "limit", CLI_INT, AT(limit), "0", "0:", "use this many training images; 0: all" },
     { "val-limit", CLI_INT, AT(val_limit), "0", "0:", "and this many of the validation split" },
+    { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
     { "on-bad-image", CLI_CHOICE, AT(bad), "skip", "skip|fail", "damaged images" },
 };
 
@@ -106,6 +107,7 @@ static bool fill_job(const cli_common *c, const compress_options *o, search_job 
         .score_images = o->imp_score, .scores = (int)o->scores, .keep_single = o->keep_single, .seed = (uint64_t)c->seed };
     while (strcmp(scores[j->importance.method], o->score)) j->importance.method++;
     j->train_data = (data_options){ .limit = o->limit, .fail_on_bad = !strcmp(o->bad, "fail"), .seed = (uint64_t)c->seed };
+    if (!data_size_parse(&j->train_data, o->size, e)) return false;
     j->val_data = j->train_data;
     j->val_data.limit = o->val_limit;
     j->seed = (uint64_t)c->seed;

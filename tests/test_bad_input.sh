@@ -96,6 +96,23 @@ refuses 1 '1 images cannot be decoded' data verify --data folders --json --quiet
 check "and are listed" prints "${damaged#folders/train/}"
 works eval --model named/model.safetensors --data folders --split train --json
 check "and not counted" prints '"n":7'
+works eval --model named/model.safetensors --data folders --split train --size 24 --json
+refuses 64 '--size 24x' eval --model named/model.safetensors --data folders --size 24x
+works train --model resnet20 --data folders --size 24 --epochs 0 --batch 4 --out sized --quiet
+works inspect sized
+check "the size asked for is the size of the input" grep -q 'size=24,24,3 resize=27' sized
+refuses 65 "$damaged" data make --data folders --out copy --on-bad-image fail --quiet
+works data make --data folders --out copy --quiet --json
+check "seven of eight are written" prints '"train":7'
+refuses 65 "$damaged" data pack folders --out strict --on-bad-image fail --quiet
+works data pack folders --out packed --quiet --json
+check "seven of eight are packed" prints '"train":7'
+works eval --model named/model.safetensors --data packed --split train --json
+check "and all are evaluated" prints '"n":7'
+refuses 64 'not written over' data pack folders --out packed --quiet
+refuses 64 'one set' data pack --out other --quiet
+head -c 700 packed/train-00000.pack > torn; mv torn packed/train-00000.pack
+refuses 65 'train-00000.pack' eval --model named/model.safetensors --data packed --split train
 printf '\377\330\377\304\0\023\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\377\377\377\331' > huffman.jpg
 printf '\377\330\377\300\0\021\010\100\001\0\020\003\001\021\0\002\021\0\003\021\0\377\331' > wide.jpg
 printf '\377\330\377\376\0\002' > open.jpg

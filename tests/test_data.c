@@ -423,6 +423,39 @@ static void real_cifar_and_photographs_load(void) {
     data_free(s);
 }
 
+static void a_size_asked_for_scales_the_preprocessing(void) {
+    make_dir();
+    put_folders();
+    data_options o = { 0 };
+    err e = { 0 };
+    char text[256];
+    CHECK_OK(data_size_parse(&o, "112", &e), e);
+    CHECK(o.h == 112 && o.w == 112);
+    data_set *s = data_open(dir, "train", &o, &e);
+    CHECK_OK(s != NULL, e);
+    data_prep p = data_default_prep(s);
+    CHECK(p.h == 112 && p.w == 112 && p.resize == 128 && data_sized(s));
+    data_free(s);
+    CHECK_OK(data_size_parse(&o, "64,96", &e), e);
+    s = data_open("builtin:shapes,train=8", "train", &o, &e);
+    p = data_default_prep(s);
+    CHECK(p.h == 64 && p.w == 96 && p.resize == 0);
+    data_free(s);
+    s = data_open(dir, "train", &o, &e);
+    p = data_default_prep(s);
+    data_prep_print(&p, text);
+    CHECK(p.resize == 110 && data_prep_parse(&p, text, &e));
+    data_free(s);
+    s = open_ok(dir, "train", 0);
+    CHECK(!data_sized(s) && data_default_prep(s).h == 224);
+    data_free(s);
+    static const char *const wrong[] = { "", "0", "-3", "8,", "8,x", "8,8,8", "20000", "8x8", "1e2" };
+    for (int i = 0; i < 9; i++)
+        CHECK(!data_size_parse(&o, wrong[i], &e) && e.code == ERR_USAGE);
+    CHECK(data_size_parse(&o, NULL, &e));
+    remove_dir();
+}
+
 int main(void) {
     RUN(prep_survives_print_and_parse);
     RUN(a_wrong_prep_is_refused);
@@ -439,6 +472,7 @@ int main(void) {
     RUN(disjoint_ranges_are_disjoint_and_each_is_balanced);
     RUN(a_class_of_one_image_cannot_be_picked_from);
     RUN(evaluation_resizes_crops_and_normalises);
+    RUN(a_size_asked_for_scales_the_preprocessing);
     RUN(real_cifar_and_photographs_load);
     END();
 }

@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 typedef struct {
-    const char *model, *data, *split, *predictions, *bad;
+    const char *model, *data, *split, *predictions, *bad, *size;
     int64_t limit, batch;
 } eval_options;
 
@@ -17,6 +17,7 @@ static const cli_option options[] = {
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of them; 0: all" },
     { "batch", CLI_INT, AT(batch), "0", "1:1048576", "images at a time; 0: by their size" },
     { "predictions", CLI_TEXT, AT(predictions), NULL, NULL, "write index,label,pred (CSV)" },
+    { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
     { "on-bad-image", CLI_CHOICE, AT(bad), "skip", "skip|fail", "what to do with undecodable images" },
 };
 
@@ -62,7 +63,7 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     (void)n_word, (void)word;
     const eval_options *o = opt;
     data_options d = { .limit = o->limit, .fail_on_bad = o->bad[0] == 'f', .seed = (uint64_t)c->seed };
-    bool may = !o->predictions || file_may_write(o->predictions, e);
+    bool may = data_size_parse(&d, o->size, e) && (!o->predictions || file_may_write(o->predictions, e));
     data_set *s = may ? data_open(o->data, o->split, &d, e) : NULL;
     nn_graph *g = s ? train_open_model(o->model, &(nn_build){0}, s, (uint64_t)c->seed, e) : NULL;
     int32_t *pred = g ? mem_new((size_t)data_count(s), sizeof *pred, e) : NULL;

@@ -28,7 +28,7 @@
     X(temperature, "kd-temperature", temperature, double, 1e-6, 1e6, "of the distillation loss")
 
 typedef struct {
-    const char *model, *data, *out, *run, *recipe, *opt, *sched, *distill, *input, *bad;
+    const char *model, *data, *out, *run, *recipe, *opt, *sched, *distill, *input, *bad, *size;
     int64_t limit, val_limit, classes, workers;
     double checkpoint_every, val_every, width;
 #define MEMBER(id, ...) const char *id;
@@ -53,6 +53,7 @@ static const cli_option options[] = {
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of the training images; 0: all" },
     { "val-limit", CLI_INT, AT(val_limit), "0", "0:", "the same for validation" },
     { "val-every", CLI_NUMBER, AT(val_every), "1", "0:", "epochs between validations; 0: only at the end" },
+    { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
     { "on-bad-image", CLI_CHOICE, AT(bad), "skip", "skip|fail", "what to do with undecodable images" },
     { "checkpoint-every", CLI_NUMBER, AT(checkpoint_every), "30", "0.001:", "seconds between checkpoints" },
     { "workers", CLI_INT, AT(workers), "1", "1:256", "threads that prepare images" },
@@ -154,8 +155,8 @@ typedef struct {
 static bool open_data(work *w, err *e) {
     data_options d = { .limit = w->o->limit, .fail_on_bad = !strcmp(w->o->bad, "fail"),
                        .seed = (uint64_t)w->c->seed };
-    w->train = data_open(w->o->data, "train", &d, e);
-    if (!w->train) return false;
+    if (!data_size_parse(&d, w->o->size, e) || !(w->train = data_open(w->o->data, "train", &d, e)))
+        return false;
     d.limit = w->o->val_limit;
     return (w->val = data_open(w->o->data, "val", &d, e)) != NULL;
 }
