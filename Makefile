@@ -5,8 +5,10 @@ PREFIX ?= /usr/local
 BLAS   ?= openblas
 B      ?= build/release
 
-# Floats mean what the source says: no fast-math, no contraction behind our back.
+# Floats mean what the source says: no fast-math, no contraction behind our back. Position-independent,
+# with nothing visible but layermerge.h, so that the same objects make program and libraries.
 FLAGS = -std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. -pthread -ffp-contract=off \
+        -fPIC -fvisibility=hidden \
         -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wdouble-promotion
 ifeq ($(BLAS),none)
 FLAGS += -DBLAS_NONE
@@ -16,7 +18,7 @@ LIBS  = -lopenblas -lz -lm
 endif
 
 CMD   := $(wildcard */cmd_*.c)
-SRC   := $(filter-out $(CMD),$(wildcard core/*.c core/kern/*.c nn/*.c nn/ops/*.c nn/models/*.c \
+SRC   := lm.c $(filter-out $(CMD),$(wildcard core/*.c core/kern/*.c nn/*.c nn/ops/*.c nn/models/*.c \
                                         data/*.c train/*.c search/*.c))
 TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 BENCH := $(patsubst %.c,$(B)/%,$(wildcard bench/bench_*.c))
@@ -39,6 +41,16 @@ $(TESTS) $(BENCH): $(B)/%: $(B)/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) -pthread $(LDFLAGS) $(filter %.o,$^) $(LIB) -o $@ $(LIBS)
 $(B)/%.o: %.c $(B)/flags
 	$(Q)mkdir -p $(@D) && $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(ISA) $(ABOUT) -MMD -MP -c $< -o $@
+
+# What other programs link with, shared and static; in both only lm_* can be seen.
+SONAME := liblayermerge.so.0
+SHARED := $(B)/$(SONAME)
+STATIC := $(B)/static/liblayermerge.a
+$(SHARED): $(LIB)
+	$(Q)$(CC) $(CFLAGS) -pthread -shared -Wl,-soname,$(SONAME) $(LDFLAGS) $(B)/lm.o $(LIB) -o $@ $(LIBS)
+$(STATIC): $(LIB)
+	$(Q)mkdir -p $(@D) && rm -f $@ && $(CC) -r -nostdlib $(B)/lm.o $(LIB) -o $(@D)/lm.o && \
+	    objcopy --wildcard --keep-global-symbol='lm_*' $(@D)/lm.o && $(AR) qcs $@ $(@D)/lm.o
 
 # The only files that may contain instructions beyond the baseline.
 ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
@@ -65,7 +77,7 @@ $(call note,$(B)/commit,$(COMMIT))
 $(B)/core/core.o: $(B)/commit
 $(B)/core/core.o: ABOUT = -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_FLAGS='"$(subst ",,$(subst ',,$(WITH)))"'
 
-test: $(B)/layermerge $(TESTS)
+test: $(B)/layermerge $(SHARED) $(STATIC) $(TESTS)
 	@LAYERMERGE=$(B)/layermerge tests/run.sh tests/layers.sh $(TESTS) $(wildcard tests/test_*.sh)
 # What a sanitizer finds ends the program with a status that no test can take for an answer.
 asan: export ASAN_OPTIONS  = exitcode=99:allocator_may_return_null=1
@@ -82,8 +94,19 @@ demo: deps
 	@$(MAKE) --no-print-directory all
 	./layermerge compress --model resnet20 --data builtin:shapes --speedup 1.5 --run runs/demo --batch 32 --rounds 11 \
 	    --train-epochs 5 --train-batch 64 --train-images 640 --score-images 512 --epochs 4
-install: $(B)/layermerge
-	install -D -m 755 $< $(DESTDIR)$(PREFIX)/bin/layermerge
+install: $(B)/layermerge $(SHARED) $(STATIC)
+	install -D -m 755 $< $(TO)/bin/layermerge
+	install -D -m 644 layermerge.h $(TO)/include/layermerge.h
+	install -D -m 644 $(STATIC) $(TO)/lib/liblayermerge.a
+	install -D -m 755 $(SHARED) $(TO)/lib/$(SONAME)
+	ln -sf $(SONAME) $(TO)/lib/liblayermerge.so
+	mkdir -p $(TO)/lib/pkgconfig
+	printf '%s\n' $(PC) > $(TO)/lib/pkgconfig/layermerge.pc
+TO = $(DESTDIR)$(PREFIX)
+# Found from where the file lies, so that a staged or moved installation works too.
+PC = 'prefix=$${pcfiledir}/../..' 'Name: layermerge' 'Description: run networks that layermerge made' \
+     'Version: $(shell sed -n 's/.*CORE_VERSION "\(.*\)".*/\1/p' core/core.h)' 'Cflags: -I$${prefix}/include' \
+     'Libs: -L$${prefix}/lib -llayermerge' 'Libs.private: $(LIBS) -pthread'
 
 # Headers that are not there, installed when we may and named when we may not.
 deps:

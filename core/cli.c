@@ -11,8 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define VERSION "0.1.0"
-
 static const cli_option common_option[] = {
     { "threads", CLI_INT, offsetof(cli_common, threads), "0", "0:1024",
       "threads that compute; 0: the cores this process may use" },
@@ -357,9 +355,9 @@ static bool print_version(bool as_json, err *e) {
     core_describe(&b);
     core_stop();
     json *j = b.failed ? NULL : json_parse(b.data, b.len, e);
-    if (j && as_json) printf("{\"version\":\"%s\",%s\n", VERSION, b.data + 1);
+    if (j && as_json) printf("{\"version\":\"%s\",%s\n", CORE_VERSION, b.data + 1);
     else if (j) {
-        printf("layermerge %s\n", VERSION);
+        printf("layermerge %s\n", CORE_VERSION);
         for (const json *m = j->child; m; m = m->next)
             if (m->type == JSON_NUMBER) printf("%-9s %g\n", m->key, m->number);
             else printf("%-9s %s\n", m->key, m->text ? m->text : "");

@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define CORE_VERSION "0.1.0"     /* of the program and the library */
+
 /* ---- errors ------------------------------------------------------------------------------- */
 
 /* The value is the program's exit code. */

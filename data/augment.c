@@ -257,19 +257,23 @@ void mixup_batch(float *x, int n, int64_t floats, float lam) {
     }
 }
 
-/* ---- one file for prediction ----------------------------------------------------------------- */
+/* ---- one image for prediction ---------------------------------------------------------------- */
 
-bool data_load_file(const char *path, const data_prep *prep, float *x, err *e) {
-    file_map m;
+bool data_load_bytes(const void *bytes, size_t size, const char *name, const data_prep *prep, float *x, err *e) {
     data_image im;
-    if (!file_map_open(&m, path, e)) return false;
-    bool ok = image_decode(m.data, m.size, path, 0, &im, e);
-    file_map_close(&m);
-    if (!ok) return false;
+    if (!image_decode(bytes, size, name, 0, &im, e)) return false;
     prep_table t;
     prep_table_init(&t, prep);
     set_view v = { im.h, im.w, im.c, im.x, NULL };
-    ok = prep_image(&t, NULL, NULL, &v, x, e);
+    bool ok = prep_image(&t, NULL, NULL, &v, x, e);
     image_free(&im);
-    return ok || err_note(e, "%s", path);
+    return ok || err_note(e, "%s", name);
+}
+
+bool data_load_file(const char *path, const data_prep *prep, float *x, err *e) {
+    file_map m;
+    if (!file_map_open(&m, path, e)) return false;
+    bool ok = data_load_bytes(m.data, m.size, path, prep, x, e);
+    file_map_close(&m);
+    return ok;
 }

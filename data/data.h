@@ -120,7 +120,9 @@ void         loader_seek(data_loader *l, int64_t epoch, int64_t step);
 /* The next batch; after the last one of an epoch b->n = 0 once, then the next epoch follows. Bad
  * images are replaced by the next good one in the list; fails when fail_on_bad or all are bad. */
 bool         loader_next(data_loader *l, data_batch *b, err *e);
-/* One file for prediction: decoded and preprocessed into x (H,W,C of prep). */
+/* One image for prediction: decoded and preprocessed into x (H,W,C of prep). name is for errors. */
+bool         data_load_bytes(const void *bytes, size_t size, const char *name, const data_prep *prep,
+                             float *x, err *e);
 bool         data_load_file(const char *path, const data_prep *prep, float *x, err *e);
 
 #endif
