@@ -165,13 +165,28 @@ static bool is_paired(const nn_graph *g, const tf_tensor *const *found, const tf
     return false;
 }
 
-static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor *const *found, err *e)
+/* The head of a transfer: its parameters may have other numbers of rows than the file's. */
+typedef struct { int node; const nn_head_map *map; } head_rule;      /* node -1: there is none */
+
+static bool same_but_for_rows(const nn_param *p, const tf_tensor *t)
+{
+    nn_param other = *p;
+    other.dim[0] = t->rank ? t->dim[0] : 0;
+    return same_shape(&other, t);
+}
+
+static bool fits(const nn_param *p, const tf_tensor *t, const head_rule *h)
+{
+    return same_shape(p, t) || (p->node == h->node && same_but_for_rows(p, t));
+}
+
+static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor *const *found, const head_rule *h, err *e)
 {
     complaint c[3] = { { .what = "missing" }, { .what = "extra" }, { .what = "of another shape" } };
     for (int p = 0; p < g->n_param; p++)
         if (!found[p])
             complain(&c[0], g->param[p].name);
-        else if (!same_shape(&g->param[p], found[p]))
+        else if (!fits(&g->param[p], found[p], h))
             misshapen(&c[2], &g->param[p], found[p]);
     for (int i = 0; i < f->n; i++)
         if (!is_counter(f->tensor[i].name) && !is_paired(g, found, &f->tensor[i]))
@@ -190,19 +205,42 @@ static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor
     return ok;
 }
 
-static bool fill(nn_graph *g, const char *path, const tf_tensor *const *found, err *e)
+/* Rows of the file's head: class o becomes its class row[o]. */
+static bool pick_rows(nn_param *to, const tf_tensor *from, const nn_head_map *map, err *e)
+{
+    if (from->dim[0] != map->of || to->dim[0] != map->n)
+        return err_set(e, ERR_CONFIG, "it has %lld classes, picking %d of %d for %lld is impossible", (long long)from->dim[0],
+                       map->n, map->of, (long long)to->dim[0]);
+    float *x = mem_new((size_t)tf_count(from), sizeof *x, e);
+    const bool ok = x && tf_read_f32(from, x, e);
+    const int64_t each = nn_param_count(to) / to->dim[0];
+    for (int64_t o = 0; ok && o < to->dim[0]; o++)
+        memcpy(to->x + o * each, x + map->row[o] * each, (size_t)each * sizeof *x);
+    mem_free(x);
+    return ok;
+}
+
+static bool fill(nn_graph *g, const char *path, const tf_tensor *const *found, const head_rule *h, nn_transferred *out, err *e)
 {
     for (int p = 0; p < g->n_param; p++) {
         nn_param *to = &g->param[p];
-        if (!tf_read_f32(found[p], to->x, e))
+        const bool head = to->node == h->node, pick = head && h->map;
+        if (head && !pick && !same_shape(to, found[p])) {
+            out->fate = NN_HEAD_KEPT;
+            continue;
+        }
+        if (!(pick ? pick_rows(to, found[p], h->map, e) : tf_read_f32(found[p], to->x, e)))
             return err_note(e, "%s: %s", path, found[p]->name);
         if (!vec_is_finite(nn_param_count(to), to->x))
             return err_set(e, ERR_DATA, "%s: %s holds a value that is not finite", path, found[p]->name);
+        out->tensors++;
     }
+    if (h->map)
+        out->fate = NN_HEAD_PICKED;
     return true;
 }
 
-bool nn_import(nn_graph *g, const char *path, err *e)
+static bool import(nn_graph *g, const char *path, const head_rule *h, nn_transferred *out, err *e)
 {
     tensor_file f;
     if (!tensor_file_open(&f, path, e))
@@ -219,9 +257,23 @@ bool nn_import(nn_graph *g, const char *path, err *e)
             }
         }
         pair_up(g, &f, &maps[best], found);
-        ok = check_pairs(g, &f, found, e) && fill(g, path, found, e);
+        ok = check_pairs(g, &f, found, h, e) && fill(g, path, found, h, out, e);
     }
     mem_free(found);
     tensor_file_close(&f);
     return ok;
+}
+
+bool nn_import(nn_graph *g, const char *path, err *e)
+{
+    return import(g, path, &(head_rule){ .node = -1 }, &(nn_transferred){ 0 }, e);
+}
+
+bool nn_transfer(nn_graph *g, const char *path, const nn_head_map *map, nn_transferred *out, err *e)
+{
+    const nn_node *head = &g->node[g->output];
+    *out = (nn_transferred){ .head = head->name };
+    if (head->op != NN_OP_linear && head->op != NN_OP_conv2d)
+        return err_set(e, ERR_CONFIG, "%s: its output is made by %s, which is no layer of weights", g->arch, head->name);
+    return import(g, path, &(head_rule){ g->output, map }, out, e);
 }

@@ -157,6 +157,13 @@ nn_graph *nn_model_open(const char *name_or_file, const nn_build *b, uint64_t se
 /* Published weights (.pth/.pt/.th/.safetensors in torchvision's, timm's or akamaster's names) into a
  * built graph; every missing, extra or misshapen tensor is named in the sentence (first few). */
 bool nn_import(nn_graph *g, const char *path, err *e);
+/* The same for a network whose head, the layer that makes its output, may have other classes than the
+ * file's. Then the head keeps the values it has; or, with row (n = g's classes), its class o becomes
+ * the file's class row[o], of as many as `of`. */
+typedef struct { const int32_t *row; int n, of; } nn_head_map;
+typedef enum { NN_HEAD_LOADED, NN_HEAD_KEPT, NN_HEAD_PICKED } nn_head_fate;
+typedef struct { nn_head_fate fate; const char *head; int tensors; } nn_transferred;   /* head: g's node; tensors: loaded */
+bool nn_transfer(nn_graph *g, const char *path, const nn_head_map *map, nn_transferred *out, err *e);
 
 /* ---- plans ---------------------------------------------------------------------------------------------- */
 

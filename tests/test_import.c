@@ -297,6 +297,61 @@ static void weights_of_another_network_are_refused(void)
     nn_graph_free(g);
 }
 
+/* ---- transfer -------------------------------------------------------------------------------------------- */
+
+/* The head of resnet20 has 64 inputs; the file's holds 0, 1, 2, …, 999, 0, … over its 10 classes. */
+static float file_weight(int class, int i) { return (float)((class * 64 + i) % 1000); }
+
+static void a_head_for_other_classes_keeps_its_own_values(void)
+{
+    err e = { 0 };
+    nn_graph *ten = make("resnet20", (nn_build){ 0 }), *g = make("resnet20", (nn_build){ .classes = 4 });
+    nn_state_init(g, 3);
+    nn_transferred t;
+    listing l = list(ten);
+    save(&l);
+    const int head = nn_param_find(g, "linear.weight");
+    const float before = g->param[head].x[5];
+    CHECK_OK(nn_transfer(g, file, NULL, &t, &e), e);
+    CHECK(t.fate == NN_HEAD_KEPT && t.tensors == g->n_param - 2 && !strcmp(t.head, "linear"));
+    CHECK(g->param[head].x[5] == before && g->param[3].x[2] == 2.0f);
+    CHECK_OK(nn_transfer(ten, file, NULL, &t, &e), e);
+    CHECK(t.fate == NN_HEAD_LOADED && t.tensors == ten->n_param && ten->param[head].x[70] == file_weight(1, 6));
+    l.t[0].dim[3] = 5;                                   /* conv1.weight: not the head's */
+    save(&l);
+    CHECK(!nn_transfer(g, file, NULL, &t, &e) && strstr(e.msg, "1 of another shape (conv1.weight"));
+    l.t[0].dim[3] = 3;
+    l.t[head].dim[1] = 32;                               /* the head's inputs are the backbone's */
+    save(&l);
+    CHECK(!nn_transfer(g, file, NULL, &t, &e) && strstr(e.msg, "linear.weight is 10x32, wants 4x64"));
+    list_free(&l);
+    nn_graph_free(ten);
+    nn_graph_free(g);
+}
+
+static void classes_of_a_head_can_be_picked(void)
+{
+    err e = { 0 };
+    nn_graph *ten = make("resnet20", (nn_build){ 0 }), *g = make("resnet20", (nn_build){ .classes = 3 });
+    nn_transferred t;
+    listing l = list(ten);
+    save(&l);
+    static const int32_t row[] = { 7, 0, 2 };
+    CHECK_OK(nn_transfer(g, file, &(nn_head_map){ row, 3, 10 }, &t, &e), e);
+    CHECK(t.fate == NN_HEAD_PICKED && t.tensors == g->n_param);
+    const float *w = g->param[nn_param_find(g, "linear.weight")].x, *b = g->param[nn_param_find(g, "linear.bias")].x;
+    for (int o = 0; o < 3; o++) {
+        CHECK(b[o] == (float)row[o]);
+        for (int i = 0; i < 64; i++)
+            CHECK(w[o * 64 + i] == file_weight(row[o], i));
+    }
+    CHECK(!nn_transfer(g, file, &(nn_head_map){ row, 3, 1000 }, &t, &e) && e.code == ERR_CONFIG);
+    CHECK(strstr(e.msg, "linear.weight: it has 10 classes, picking 3 of 1000"));
+    list_free(&l);
+    nn_graph_free(ten);
+    nn_graph_free(g);
+}
+
 int main(void)
 {
     err e = { 0 };
@@ -316,6 +371,8 @@ int main(void)
     RUN(resnet56_computes_pytorchs_logits);
     RUN(mobilenetv2_computes_pytorchs_logits);
     RUN(weights_of_another_network_are_refused);
+    RUN(a_head_for_other_classes_keeps_its_own_values);
+    RUN(classes_of_a_head_can_be_picked);
     unlink(file);
     rmdir(dir);
     core_stop();

@@ -28,7 +28,8 @@
     X(temperature, "kd-temperature", temperature, double, 1e-6, 1e6, "of the distillation loss")
 
 typedef struct {
-    const char *model, *data, *out, *run, *recipe, *opt, *sched, *distill, *input, *bad, *size;
+    const char *model, *data, *out, *run, *recipe, *opt, *sched, *distill, *input, *bad, *size,
+        *pretrained, *map;
     int64_t limit, val_limit, classes, workers;
     double checkpoint_every, val_every, width;
 #define MEMBER(id, ...) const char *id;
@@ -38,7 +39,7 @@ typedef struct {
 #define AT(member) offsetof(train_options, member)
 #define OPTION(id, flag, member, type, lo, hi, help) { flag, CLI_TEXT, AT(number.id), NULL, NULL, help },
 static const cli_option options[] = {
-    { "model", CLI_TEXT, AT(model), "!", NULL, "model file, or builder such as resnet20" },
+    { "model", CLI_TEXT, AT(model), NULL, NULL, "model file, or builder such as resnet20" },
     { "data", CLI_TEXT, AT(data), "!", NULL, "data set: a folder, or builtin:shapes[,...]" },
     { "out", CLI_TEXT, AT(out), NULL, NULL, "trained model (RUN/model.safetensors with --run)" },
     { "run", CLI_TEXT, AT(run), NULL, NULL, "run folder: metrics, log, checkpoints; continues from them" },
@@ -46,6 +47,10 @@ static const cli_option options[] = {
     NUMBERS(OPTION)
     { "opt", CLI_CHOICE, AT(opt), NULL, "sgd|adam|adamw", "optimiser" },
     { "sched", CLI_CHOICE, AT(sched), NULL, "cosine|step|constant", "learning rate schedule" },
+    { "pretrained", CLI_TEXT, AT(pretrained), NULL, NULL,
+      "weights to start from, for any classes; a model file needs no --model" },
+    { "map", CLI_TEXT, AT(map), NULL, NULL,
+      "1000to:FILE: of 1000 pretrained classes keep those that FILE lists, one number per line" },
     { "distill", CLI_TEXT, AT(distill), NULL, NULL, "teacher: a model file" },
     { "width", CLI_NUMBER, AT(width), "0", "0.01:16", "width multiplier of a builder; 0: its own" },
     { "classes", CLI_INT, AT(classes), "0", "1:1000000", "classes of a builder; 0: the data's" },
@@ -147,8 +152,8 @@ typedef struct {
     train_recipe recipe;
     data_set *train, *val;
     nn_graph *g, *teacher;
-    char parent[65], out[4096];  /* hash of the model file, "" for a builder */
-    buf config;
+    char parent[65], out[4096];  /* hash of the file the weights are from, "" for a builder */
+    buf config, transferred;     /* transferred: what --pretrained gave */
     cli_progress progress;
 } work;
 
@@ -173,21 +178,32 @@ static bool parse_input(const char *text, nn_build *b, err *e) {
     return true;
 }
 
-static bool open_models(work *w, err *e) {
+static bool open_student(work *w, err *e) {
     const train_options *o = w->o;
+    uint64_t seed = (uint64_t)w->c->seed;
     nn_build b = { .classes = (int)o->classes, .width = o->width };
     if (!parse_input(o->input, &b, e)) return false;
-    w->g = train_open_model(o->model, &b, w->train, (uint64_t)w->c->seed, e);
+    if (o->pretrained)
+        w->g = train_open_pretrained(o->model, o->pretrained, o->map, &b, w->train, seed, &w->transferred, e);
+    else w->g = train_open_model(o->model, &b, w->train, seed, e);
     if (!w->g) return false;
-    if (!nn_model_find(o->model) && !file_sha256(o->model, w->parent, e)) return false;
-    if (!o->distill) return true;
-    w->teacher = train_open_model(o->distill, &(nn_build){0}, w->train, (uint64_t)w->c->seed, e);
+    const char *from = o->pretrained ? o->pretrained : nn_model_find(o->model) ? NULL : o->model;
+    return !from || file_sha256(from, w->parent, e);
+}
+
+static bool open_models(work *w, err *e) {
+    if (!open_student(w, e)) return false;
+    if (!w->o->distill) return true;
+    w->teacher = train_open_model(w->o->distill, &(nn_build){0}, w->train, (uint64_t)w->c->seed, e);
     return w->teacher || err_note(e, "--distill");
 }
 
 /* Where the model goes; its folder is made now rather than missed after hours. */
 static bool settle_out(work *w, err *e) {
     const train_options *o = w->o;
+    if (!o->model && !o->pretrained)
+        return err_set(e, ERR_USAGE, "train needs --model: a model file or a builder such as resnet20 (or --pretrained FILE)");
+    if (o->map && !o->pretrained) return err_set(e, ERR_USAGE, "--map %s needs --pretrained FILE", o->map);
     if (!o->out && !o->run) return err_set(e, ERR_USAGE, "train needs --out FILE or --run DIR");
     int n = o->out ? snprintf(w->out, sizeof w->out, "%s", o->out)
                    : snprintf(w->out, sizeof w->out, "%s/model.safetensors", o->run);
@@ -210,7 +226,12 @@ static bool describe(work *w, err *e) {
     json_begin(&j, NULL, '{');
     json_text(&j, "verb", "train");
     json_text(&j, "model", o->model);
-    json_text(&j, "model-sha256", w->parent[0] ? w->parent : NULL);
+    json_text(&j, "model-sha256", w->parent[0] && !o->pretrained ? w->parent : NULL);
+    if (o->pretrained) {
+        json_text(&j, "pretrained", o->pretrained);
+        json_text(&j, "pretrained-sha256", w->parent);
+        json_text(&j, "map", o->map);
+    }
     json_text(&j, "data", o->data);
     json_int(&j, "train-images", data_count(w->train));
     json_int(&j, "val-images", data_count(w->val));
@@ -289,6 +310,7 @@ static bool print_result(const work *w, const train_result *r, err *e) {
     json_int(&j, "steps", r->steps);
     json_number(&j, "images_per_s", r->images_per_s);
     json_text(&j, "out", w->out);
+    if (w->o->pretrained) json_text(&j, "pretrained", w->transferred.data);
     json_end(&j, '}');
     if (!b.failed) puts(b.data);
     bool ok = !b.failed || err_set(e, ERR_NOMEM, "out of memory");
@@ -304,6 +326,7 @@ static bool train_and_write(work *w, err *e) {
         .run_dir = w->o->run, .checkpoint_s = w->o->checkpoint_every, .identity = w->config.data,
         .tick = tick, .note = say, .ctx = w,
     };
+    if (w->o->pretrained) say(w, w->transferred.data);
     bool ok = train_run(&job, &r, e);
     if (w->progress.what) cli_progress_end(&w->progress);
     return ok && write_model(w, &r, e) && print_result(w, &r, e);
@@ -320,6 +343,7 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     data_free(w.train);
     data_free(w.val);
     buf_free(&w.config);
+    buf_free(&w.transferred);
     return ok;
 }
 

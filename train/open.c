@@ -1,4 +1,6 @@
-/* A network for a data set. */
+/* A network for a data set: a builder's, a file's, or one with the weights of another. */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "train/parts.h"
@@ -69,6 +71,103 @@ nn_graph *train_open_model(const char *name_or_file, const nn_build *b, const da
     }
     data_prep p;
     if (train_classes_match(g, s, e) && train_prep(g, s, &p, e)) return g;
+    nn_graph_free(g);
+    return NULL;
+}
+
+/* ---- transfer -------------------------------------------------------------------------------- */
+
+/* The network in a model file, for so many classes: its text with another head, read again. Weights
+ * are drawn with seed, the file's come later. */
+static nn_graph *graph_for(const char *path, int classes, const data_set *s, uint64_t seed, err *e) {
+    buf text = {0};
+    nn_graph *g = follow_size(nn_model_load(path, e), s, e), *to = NULL;
+    if (!g) return NULL;
+    g->node[g->output].attr.out = classes;
+    nn_graph_print(g, &text);
+    if (text.failed) err_set(e, ERR_NOMEM, "out of memory");
+    else if ((to = nn_graph_parse(text.data, e))) nn_state_init(to, seed);
+    buf_free(&text);
+    nn_graph_free(g);
+    return to;
+}
+
+/* "1000to:FILE" → 1000, and FILE's place in the text. */
+static bool map_parse(const char *map, int *of, const char **path, err *e) {
+    char *end;
+    errno = 0;
+    long n = strtol(map, &end, 10);
+    if (errno || n < 1 || n > 1 << 20 || strncmp(end, "to:", 3) || !end[3])
+        return err_set(e, ERR_USAGE, "--map %s: CLASSESto:FILE is wanted, for example 1000to:classes.txt", map);
+    *of = (int)n;
+    *path = end + 3;
+    return true;
+}
+
+/* One class per line; exactly n of them. */
+static bool map_read(const char *path, int of, int n, int32_t *row, err *e) {
+    buf b = {0};
+    int lines = 0;
+    bool ok = file_read(path, &b, e);
+    for (char *s = ok ? b.data : NULL; ok && s && *s; lines++) {
+        char *end, *newline = strchr(s, '\n');
+        if (newline) *newline = 0;
+        long v = strtol(s, &end, 10);
+        if (end == s || end[strspn(end, " \t\r")] || v < 0 || v >= of)
+            ok = err_set(e, ERR_DATA, "%s: line %d: a class from 0 to %d is wanted, not \"%.40s\"", path, lines + 1, of - 1, s);
+        else if (lines < n) row[lines] = (int32_t)v;
+        s = newline ? newline + 1 : NULL;
+    }
+    if (ok && lines != n)
+        ok = err_set(e, ERR_CONFIG, "%s: %d classes are listed, the data has %d", path, lines, n);
+    buf_free(&b);
+    return ok;
+}
+
+/* How the images of `from` were prepared is how they shall be prepared now, if it says so. */
+static bool take_prep(nn_graph *g, const char *from, err *e) {
+    tensor_file f;
+    data_prep p;
+    const nn_node *in = train_input(g);
+    if (!tensor_file_open(&f, from, e)) return false;
+    const char *text = tensor_file_meta(&f, "prep");
+    bool ok = !text || !*text || data_prep_parse(&p, text, e) || err_note(e, "%s", from);
+    if (ok && text && *text && in && p.h == in->dim[1] && p.w == in->dim[2] && p.c == in->dim[3])
+        data_prep_print(&p, g->prep);
+    tensor_file_close(&f);
+    return ok;
+}
+
+static void describe(const nn_transferred *t, const nn_graph *g, const char *from, int of, buf *note) {
+    int classes = (int)g->node[g->output].dim[3];
+    buf_printf(note, "%s: %d of %d tensors from %s, ", g->arch, t->tensors, g->n_param, from);
+    if (t->fate == NN_HEAD_LOADED) buf_printf(note, "%s with its %d classes", t->head, classes);
+    if (t->fate == NN_HEAD_KEPT) buf_printf(note, "%s new for %d classes", t->head, classes);
+    if (t->fate == NN_HEAD_PICKED) buf_printf(note, "%s with %d of its %d classes", t->head, classes, of);
+}
+
+static bool transfer(nn_graph *g, const char *from, const char *map, const data_set *s, buf *note, err *e) {
+    nn_head_map m = { .n = data_classes(s) };
+    nn_transferred t;
+    const char *list = NULL;
+    int32_t *row = NULL;
+    bool ok = !map || (map_parse(map, &m.of, &list, e)
+                       && (row = mem_new((size_t)m.n, sizeof *row, e)) && map_read(list, m.of, m.n, row, e));
+    m.row = row;
+    ok = ok && nn_transfer(g, from, map ? &m : NULL, &t, e);
+    if (ok) describe(&t, g, from, m.of, note);
+    ok = ok && (!note->failed || err_set(e, ERR_NOMEM, "out of memory"));
+    mem_free(row);
+    return ok;
+}
+
+nn_graph *train_open_pretrained(const char *model, const char *from, const char *map, const nn_build *b,
+                                const data_set *s, uint64_t seed, buf *note, err *e) {
+    data_prep p;
+    int classes = b->classes ? b->classes : data_classes(s);
+    nn_graph *g = model ? train_open_model(model, b, s, seed, e) : graph_for(from, classes, s, seed, e);
+    if (g && train_classes_match(g, s, e) && transfer(g, from, map, s, note, e)
+        && (!model || !nn_model_find(model) || take_prep(g, from, e)) && train_prep(g, s, &p, e)) return g;
     nn_graph_free(g);
     return NULL;
 }

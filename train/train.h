@@ -34,6 +34,14 @@ const train_recipe *train_recipe_find(const char *name);
 nn_graph *train_open_model(const char *name_or_file, const nn_build *b, const data_set *s,
                            uint64_t seed, err *e);
 
+/* Transfer: a network for the data's classes with the weights of `from`, published ones or a model
+ * file. The network is `model`, as above, or when that is NULL the one in the model file `from`. Where
+ * the classes differ the head is a new one, drawn with seed; with map, "1000to:FILE", it is the rows of
+ * the 1000 that FILE lists, one number per line, in the order of the data's classes. note: what
+ * was loaded, as a sentence. */
+nn_graph *train_open_pretrained(const char *model, const char *from, const char *map, const nn_build *b,
+                                const data_set *s, uint64_t seed, buf *note, err *e);
+
 /* ---- measuring ------------------------------------------------------------------------------------ */
 
 typedef struct { int64_t n; double top1, top5, loss, seconds; } eval_result;   /* percent; mean loss */

@@ -1,0 +1,61 @@
+#!/bin/bash
+# train --pretrained and --map from the outside: whose weights, which head, what is refused.
+lm=${LAYERMERGE:-./layermerge}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0 skipped=0
+check() {                      # check "sentence" command...
+    local what=$1; shift
+    if "$@" > "$dir/out" 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $what"; tail -n 3 "$dir/out"; fi
+}
+exits() { local want=$1; shift; "$@" > "$dir/stdout" 2> "$dir/stderr"; local got=$?; [ $got = "$want" ] || { echo "exit $got, wanted $want"; cat "$dir/stderr"; false; }; }
+says() { grep -q -- "$1" "$dir/stderr"; }
+prints() { grep -q -- "$1" "$dir/stdout"; }
+shapes=builtin:shapes,size=16,train=64,val=40
+train() { "$lm" train --epochs 0 --batch 16 "$@"; }
+accuracy() { "$lm" eval --model "$1" --data "$2" --json 2> /dev/null | sed 's/"images_per_s.*//'; }
+
+check "a network of ten classes" exits 0 "$lm" train --epochs 1 --batch 16 --model resnet20 --data $shapes --out "$dir/ten" --quiet
+check "starts one of four, without its builder's name" exits 0 train --pretrained "$dir/ten" --classes 4 --data $shapes,classes=4 --out "$dir/four" --json
+check "it is said what was loaded" says 'resnet20: 95 of 97 tensors from .*ten, linear new for 4 classes'
+check "in JSON too" prints '"pretrained":"resnet20: 95 of 97 tensors'
+check "by its builder's name it is the same" exits 0 train --model resnet20 --pretrained "$dir/ten" --data $shapes,classes=4 --out "$dir/named"
+check "bit for bit" [ "$(accuracy "$dir/four" $shapes,classes=4)" = "$(accuracy "$dir/named" $shapes,classes=4)" ]
+check "another seed gives another head" exits 0 train --pretrained "$dir/ten" --data $shapes,classes=4 --out "$dir/other" --seed 7
+check "and other answers" [ "$(accuracy "$dir/four" $shapes,classes=4)" != "$(accuracy "$dir/other" $shapes,classes=4)" ]
+check "with the same classes the head comes along" exits 0 train --pretrained "$dir/ten" --data $shapes --out "$dir/same"
+check "and nothing is lost" [ "$(accuracy "$dir/ten" $shapes)" = "$(accuracy "$dir/same" $shapes)" ]
+
+seq 0 9 > "$dir/all"
+check "all classes in their order are the network itself" exits 0 train --pretrained "$dir/ten" --map "10to:$dir/all" --data $shapes --out "$dir/mapped"
+check "with its answers" [ "$(accuracy "$dir/ten" $shapes)" = "$(accuracy "$dir/mapped" $shapes)" ]
+printf '3\n9\n0\n1\n' > "$dir/some"
+check "some of them make a smaller head" exits 0 train --pretrained "$dir/ten" --map "10to:$dir/some" --data $shapes,classes=4 --out "$dir/few"
+check "which is said" says 'linear with 4 of its 10 classes'
+check "a run folder remembers both" exits 0 train --pretrained "$dir/ten" --map "10to:$dir/some" --data $shapes,classes=4 --run "$dir/run"
+check "in its configuration" grep -q '"pretrained-sha256": "[0-9a-f]\{64\}"' "$dir/run/config.json"
+check "and refuses others" exits 78 train --pretrained "$dir/same" --map "10to:$dir/some" --data $shapes,classes=4 --run "$dir/run"
+
+no="--data $shapes,classes=4 --out $dir/no"
+printf '3\n9\n10\n1\n' > "$dir/beyond"; printf '3\nnine\n0\n1\n' > "$dir/word"
+check "a class beyond them is bad content" exits 65 train --pretrained "$dir/ten" --map "10to:$dir/beyond" $no
+check "named by its line" says 'beyond: line 3: a class from 0 to 9'
+check "so is a word" exits 65 train --pretrained "$dir/ten" --map "10to:$dir/word" $no
+check "another count than the data's does not fit" exits 78 train --pretrained "$dir/ten" --map "10to:$dir/all" $no
+check "nor another number of classes than the file's" exits 78 train --pretrained "$dir/ten" --map "1000to:$dir/some" $no
+check "a list that is not there is missing input" exits 66 train --pretrained "$dir/ten" --map "10to:$dir/none" $no
+check "its form is CLASSESto:FILE" exits 64 train --pretrained "$dir/ten" --map "$dir/some" $no
+check "and it picks from --pretrained" exits 64 train --model resnet20 --map "10to:$dir/some" $no
+check "a network is wanted" exits 64 train $no
+check "another network's weights do not fit" exits 65 train --model resnet56 --pretrained "$dir/ten" $no
+check "nothing was written" [ ! -e "$dir/no" ]
+
+weights=../shared/data/weights/mobilenet_v2_1.0_deq_fp32.pth data=../shared/data/imagenette-224
+if [ -f $weights ] && [ -d $data ]; then
+    printf '%s\n' 0 217 482 491 497 566 569 571 574 701 > "$dir/imagenette"
+    check "published weights of 1000 classes know ten of them untrained" exits 0 train --model mobilenetv2 --pretrained $weights \
+        --map "1000to:$dir/imagenette" --data $data --val-limit 100 --out "$dir/v2" --json
+    check "nearly all" awk -v top1="$(sed 's/.*"top1":\([0-9.]*\).*/\1/' "$dir/stdout")" 'BEGIN { exit !(top1 >= 95) }'
+else echo "skipped: no $weights"; skipped=1; fi
+echo "tests/test_transfer.sh: $passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]
