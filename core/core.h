@@ -132,6 +132,7 @@ void core_stop(void);
 isa_level   core_isa(void);
 const char *core_conv_road(void);                       /* "direct" or "im2col" */
 int         core_cpus(void);                            /* cores this process may use */
+size_t      core_l2_bytes(void);                        /* cache of one core; 1 MiB where unknown */
 /* JSON object text describing machine and build: compiler, flags, cpu, isa, blas, threads, commit. */
 void core_describe(buf *out);
 

@@ -48,6 +48,14 @@ int core_cpus(void) {
     return n > 0 ? n : 1;
 }
 
+size_t core_l2_bytes(void) {
+    long bytes = -1;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes > 0 ? (size_t)bytes : 1 << 20;
+}
+
 void cpu_model(char *out, size_t size) {
     snprintf(out, size, "unknown");
     FILE *f = fopen("/proc/cpuinfo", "re");

@@ -26,7 +26,30 @@ static nn_buffer *root(const nn_plan *p, int b)
 static size_t value_bytes(const nn_plan *p, int node)
 {
     const int64_t *d = p->g->node[node].dim;
-    return (size_t)(p->batch * d[1] * d[2] * d[3]) * sizeof(float);
+    const int images = p->whole[node] ? p->batch : p->step[p->home[node]].batch;
+    return (size_t)(images * d[1] * d[2] * d[3]) * sizeof(float);
+}
+
+/* The stage of a step if it runs group after group, else NULL. */
+static const nn_stage *groups_of(const nn_plan *p, int step)
+{
+    const nn_stage *s = &p->stage[p->step[step].stage];
+    return s->group < p->batch ? s : NULL;
+}
+
+/* What leaves its stage, or enters the plan, is kept for all images. */
+static void find_whole(nn_plan *p)
+{
+    for (int i = 0; i < p->g->n_node; i++)
+        p->whole[i] = p->home[i] < 0 || !groups_of(p, p->home[i]) || i == p->alias[p->g->output];
+    for (int i = 0; i < p->n_step; i++) {
+        const nn_step *s = &p->step[i];
+        for (int k = 0; k <= s->n_in; k++) {
+            const int from = k < s->n_in ? s->in[k] : s->residual;
+            if (from >= 0 && p->home[from] >= 0 && p->step[p->home[from]].stage != s->stage)
+                p->whole[from] = true;
+        }
+    }
 }
 
 static void live_until(nn_plan *p, int node, int time)
@@ -35,24 +58,40 @@ static void live_until(nn_plan *p, int node, int time)
     b->last = b->last > time ? b->last : time;
 }
 
+/* The first group writes a whole batch's value and the last one reads it: it lives for the stage. */
+static int written(const nn_plan *p, int node)
+{
+    const nn_stage *s = groups_of(p, p->home[node]);
+    return s && p->whole[node] ? s->first : p->home[node];
+}
+
+static int last_read(const nn_plan *p, int node, int step)
+{
+    const nn_stage *s = groups_of(p, step);
+    return s && p->whole[node] ? s->end - 1 : step;
+}
+
 static void add_values(nn_plan *p)
 {
     const nn_graph *g = p->g;
     const int end = end_of_time(p);
+    find_whole(p);
     for (int i = 0; i < g->n_node; i++) {
         p->value[i] = p->grad[i] = -1;
         if (nn_ops[g->node[i].op]->flags & NN_NO_STEP)   /* written at any time, once for many runs */
             p->value[i] = add_buffer(p, value_bytes(p, i), REFRESH, end);
         else if (p->home[i] >= 0)
-            p->value[i] = add_buffer(p, value_bytes(p, i), p->home[i], p->home[i]);
+            p->value[i] = add_buffer(p, value_bytes(p, i), written(p, i), last_read(p, i, p->home[i]));
+        if (p->value[i] >= 0)
+            p->buffer[p->value[i]].whole = p->whole[i];
     }
     for (int i = 0; i < p->n_step; i++) {
         const nn_step *s = &p->step[i];
         const int back = backward_time(p, i);
         for (int k = 0; k < s->n_in; k++)
-            live_until(p, s->in[k], s->active && s->op->flags & NN_NEEDS_IN ? back : i);
+            live_until(p, s->in[k], s->active && s->op->flags & NN_NEEDS_IN ? back : last_read(p, s->in[k], i));
         if (s->residual >= 0)
-            live_until(p, s->residual, i);
+            live_until(p, s->residual, last_read(p, s->residual, i));
         if (s->active && (s->op->flags & NN_NEEDS_OUT || s->act != ACT_NONE))
             live_until(p, s->out, back);
     }
@@ -112,10 +151,13 @@ static bool prepare_steps(nn_plan *p, err *e)
 
 /* ---- reuse in place -------------------------------------------------------------------------- */
 
-/* Let buffer b live in a's memory if a's last reader is the writer of b. */
+/* Let buffer b live in a's memory if a's last reader is the writer of b. In a stage of groups a whole
+ * batch is still read, for images to come, and read again where groups overlap. */
 static bool join(nn_plan *p, int a, int b, int time)
 {
     nn_buffer *from = root(p, a), *to = &p->buffer[b];
+    if (time < p->n_step && groups_of(p, time) && (from->whole || to->whole))
+        return false;
     if (to->same >= 0 || from == to || from->last != time || from->first == REFRESH ||
         to->first != time || to->bytes != from->bytes)
         return false;

@@ -174,7 +174,8 @@ typedef enum {
 
 typedef struct nn_plan nn_plan;
 /* The plan borrows g, which must outlive it; INFER copies (folded, packed) weights, TRAIN reads
- * g->param[].x at every forward and updates running statistics there. */
+ * g->param[].x at every forward and updates running statistics there. INFER takes a big batch through
+ * its steps in groups of images that stay in the cache; results are the same to the bit. */
 nn_plan *nn_plan_new(nn_graph *g, nn_mode mode, int batch, err *e);
 void     nn_plan_free(nn_plan *p);
 int      nn_plan_batch(const nn_plan *p);

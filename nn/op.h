@@ -60,7 +60,8 @@ typedef struct nn_step {
     nn_mode   mode;
     int       id, out;           /* node; node whose value the step leaves, after fusion */
     int       in[4], n_in;       /* nodes read, dropouts of INFER looked through */
-    int       batch;
+    int       batch;             /* images of one forward: the stage's group */
+    int       stage;
     int       norm, residual;    /* fused nodes: batch norm folded into this; added; -1: none */
     act_kind  act;
     bool      active;            /* takes part in backward */
@@ -157,13 +158,22 @@ void nn_conv_backward(nn_step *s, const nn_run *r);
 
 /* Memory that is alive from time first to time last. Time: -1 refresh, 0 … n-1 the steps, then
  * backward of the last step at n down to the first at 2n-1; 2n: after everything. */
-typedef struct { size_t bytes, offset; int first, last, same; } nn_buffer;   /* same: as, or -1 */
+typedef struct {
+    size_t bytes, offset; int first, last;
+    int same;                    /* lives in that buffer's memory; -1: has its own */
+    bool whole;                  /* of all groups of a stage */
+} nn_buffer;
+
+/* Steps [first, end) run for `group` images at a time; the last group may overlap the one before. */
+typedef struct { int first, end, group; } nn_stage;
 
 struct nn_plan {
     nn_graph  *g;
     nn_mode    mode;
     int        batch, n_step;
     nn_step   *step;
+    nn_stage  *stage; int n_stage;
+    bool      *whole;            /* per node: its value is the whole batch's, not one group's */
     int       *alias;            /* per node: the node that holds its value */
     int       *home;             /* per node: step that leaves its value, or -1 */
     bool      *wanted;           /* per node: its gradient is */
@@ -176,13 +186,15 @@ struct nn_plan {
     nn_run     run;
     bool       want_input_grad, poison;
 };
+bool  nn_plan_cut(nn_plan *p, unsigned options, err *e);     /* group.c: steps into stages */
 bool  nn_plan_lay_out(nn_plan *p, err *e);                   /* layout.c: from steps to pointers */
 void *nn_plan_at(const nn_plan *p, int buffer);              /* NULL for -1 */
 /* For tests (and always under address sanitizer): memory is filled with NaN before its first writer
  * and after its last reader. */
 void  nn_plan_poison(nn_plan *p, bool on);
-/* Every public way to make a plan ends here; tests compare plans with and without fusion. */
-enum { NN_PLAN_INPUT_GRAD = 1, NN_PLAN_NO_FUSION = 2 };
+/* Every public way to make a plan ends here; tests compare plans with and without fusion, and whole
+ * batches with groups made as if the cache were tiny. */
+enum { NN_PLAN_INPUT_GRAD = 1, NN_PLAN_NO_FUSION = 2, NN_PLAN_WHOLE_BATCH = 4, NN_PLAN_SMALL_GROUPS = 8 };
 nn_plan *nn_plan_build(nn_graph *g, nn_mode mode, int batch, unsigned options, err *e);
 
 #endif

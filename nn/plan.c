@@ -228,6 +228,8 @@ static bool allocate(nn_plan *p, err *e)
     const size_t n = (size_t)p->g->n_node, w = (size_t)p->g->n_param;
     /* buffers: at most a value and a gradient per node, a gradient per parameter, and memories */
     p->step = mem_new(n, sizeof *p->step, e);
+    p->stage = mem_new(n + 1, sizeof *p->stage, e);
+    p->whole = mem_new(n, sizeof *p->whole, e);
     p->alias = mem_new(n, sizeof *p->alias, e);
     p->home = mem_new(n, sizeof *p->home, e);
     p->wanted = mem_new(n, sizeof *p->wanted, e);
@@ -236,7 +238,7 @@ static bool allocate(nn_plan *p, err *e)
     p->param_grad = mem_new(w, sizeof *p->param_grad, e);
     p->memory = mem_new(n, sizeof *p->memory, e);
     p->buffer = mem_new(n * (2 + NN_MEMORIES) + w, sizeof *p->buffer, e);
-    return p->step && p->alias && p->home && p->wanted && p->value && p->grad && p->param_grad &&
+    return p->step && p->stage && p->whole && p->alias && p->home && p->wanted && p->value && p->grad && p->param_grad &&
            p->memory && p->buffer;
 }
 
@@ -259,7 +261,7 @@ nn_plan *nn_plan_build(nn_graph *g, nn_mode mode, int batch, unsigned options, e
         make_steps(p, &v, options);
     }
     survey_free(&v);
-    if (!ok || !find_gradients(p, e) || !nn_plan_lay_out(p, e)) {
+    if (!ok || !find_gradients(p, e) || !nn_plan_cut(p, options, e) || !nn_plan_lay_out(p, e)) {
         nn_plan_free(p);
         return NULL;
     }
@@ -285,6 +287,8 @@ void nn_plan_free(nn_plan *p)
         conv_plan_free(p->step[i].conv);
     arena_free(&p->mem);
     mem_free(p->step);
+    mem_free(p->stage);
+    mem_free(p->whole);
     mem_free(p->alias);
     mem_free(p->home);
     mem_free(p->wanted);

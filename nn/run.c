@@ -16,25 +16,57 @@ static void spoil(const nn_plan *p, const nn_buffer *b)
         x[i] = (float)NAN;
 }
 
-/* Before and after time t: what begins holds nothing yet, what ended holds nothing any more. */
-static void poison(const nn_plan *p, int t, bool after)
+/* Before and after time t: what begins holds nothing yet, what ended holds nothing any more. Whole
+ * batches begin with a stage's first group and end with its last: edge. */
+static void poison(const nn_plan *p, int t, bool after, bool edge)
 {
     for (int i = 0; p->poison && i < p->n_buffer; i++) {
         const nn_buffer *b = &p->buffer[i];
-        if (b->same < 0 && (after ? b->last : b->first) == t)
+        if (b->same < 0 && (after ? b->last : b->first) == t && (edge || !b->whole))
             spoil(p, b);
     }
 }
 
 /* ---- run ------------------------------------------------------------------------------------- */
 
+/* Where the images from `image` on stand in a node's value. */
+static float *value_at(const nn_plan *p, int node, int64_t image)
+{
+    const int64_t *d = p->g->node[node].dim;
+    float *x = nn_plan_at(p, p->value[node]);
+    return p->whole[node] ? x + image * d[1] * d[2] * d[3] : x;
+}
+
+static void aim(const nn_plan *p, nn_step *s, int64_t image)
+{
+    for (int k = 0; k < s->n_in; k++)
+        s->x[k] = value_at(p, s->in[k], image);
+    s->res = s->residual >= 0 ? value_at(p, s->residual, image) : NULL;
+    s->y = value_at(p, s->out, image);
+}
+
+/* All steps of a stage for the images from `image` on. */
+static void forward_group(nn_plan *p, const nn_stage *g, int64_t image)
+{
+    const bool first = image == 0, last = image + g->group == p->batch;
+    for (int i = g->first; i < g->end; i++) {
+        nn_step *s = &p->step[i];
+        if (g->group < p->batch)
+            aim(p, s, image);
+        poison(p, i, false, first);
+        s->op->forward(s, &p->run);
+        poison(p, i, true, last);
+    }
+}
+
 void nn_plan_forward(nn_plan *p)
 {
-    for (int i = 0; i < p->n_step; i++) {
-        nn_step *s = &p->step[i];
-        poison(p, i, false);
-        s->op->forward(s, &p->run);
-        poison(p, i, true);
+    for (int k = 0; k < p->n_stage; k++) {
+        const nn_stage *g = &p->stage[k];
+        const int64_t last = p->batch - g->group;
+        for (int64_t image = 0; image < last; image += g->group)
+            forward_group(p, g, image);
+        forward_group(p, g, last);
     }
 }
 
@@ -43,10 +75,10 @@ void nn_plan_backward(nn_plan *p)
     for (int i = p->n_step - 1; i >= 0; i--) {
         nn_step *s = &p->step[i];
         const int t = 2 * p->n_step - 1 - i;
-        poison(p, t, false);
+        poison(p, t, false, true);
         if (s->active)
             s->op->backward(s, &p->run);
-        poison(p, t, true);
+        poison(p, t, true, true);
     }
 }
 
@@ -141,7 +173,7 @@ void nn_plan_print(const nn_plan *p, buf *out)
         const int64_t *d = s->node->dim;
         buf_printf(out, "%3d %-24s %s%s%s%s  %dx%lldx%lldx%lld", i, s->node->name, s->op->name,
                    s->norm >= 0 ? "+batchnorm" : "", s->residual >= 0 ? "+add" : "", acts[s->act],
-                   p->batch, (long long)d[1], (long long)d[2], (long long)d[3]);
+                   s->batch, (long long)d[1], (long long)d[2], (long long)d[3]);
         if (s->conv)
             buf_printf(out, "  %s", conv_plan_road(s->conv));
         for (int k = 0; k < s->n_in; k++)
