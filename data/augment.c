@@ -132,6 +132,25 @@ static void random_box(rng *r, int h, int w, double least, double box[4]) {
 /* Where the output's corner lies in the image: negative or beyond the edge where padding shows. */
 typedef struct { int y, x; bool mirror; } window;
 
+/* The window as an image of its own, in 8 bits, and as much room again behind it. */
+static bool cut_window(const data_prep *p, const data_image *im, window at, data_image *out, err *e) {
+    size_t c = (size_t)im->c;
+    *out = (data_image){ p->h, p->w, im->c, mem_new(2 * (size_t)p->h * (size_t)p->w, c, e) };
+    if (!out->x) return false;
+    int first = at.x < 0 ? -at.x : 0, last = im->w - at.x < p->w ? im->w - at.x : p->w;
+    for (int y = 0; y < p->h; y++) {
+        int sy = at.y + y;
+        if (sy < 0 || sy >= im->h) continue;
+        uint8_t *to = out->x + (size_t)y * (size_t)p->w * c;
+        const uint8_t *from = im->x + (size_t)sy * (size_t)im->w * c;
+        if (!at.mirror && last > first)
+            memcpy(to + (size_t)first * c, from + (size_t)(at.x + first) * c, (size_t)(last - first) * c);
+        for (int x = first; at.mirror && x < last; x++)
+            memcpy(to + (size_t)(p->w - 1 - x) * c, from + (size_t)(at.x + x) * c, c);
+    }
+    return true;
+}
+
 static void normalise(const prep_table *t, const data_image *im, window at, float *out) {
     int H = t->prep.h, W = t->prep.w, C = t->prep.c, c_in = im->c;
     int first = at.x < 0 ? -at.x : 0, last = im->w - at.x < W ? im->w - at.x : W;   /* inside */
@@ -172,15 +191,28 @@ static void erase(const data_prep *p, rng *r, float *x) {
     }
 }
 
-/* The image as wanted before the final window: colour to grey, random box, resize. *own is set when
+static bool distorts(const data_augment *a) { return a->aa.n > 0 || a->jitter > 0; }
+
+/* What changes colours and shapes, on exactly the pixels the network will see. */
+static void distort(const data_prep *p, const data_augment *a, rng *r, data_image *im) {
+    size_t bytes = (size_t)im->h * (size_t)im->w * (size_t)im->c;
+    canvas k = { im->h, im->w, im->c, im->x, im->x + bytes, { 0 } };
+    for (int c = 0; c < im->c; c++)
+        k.fill[c] = (uint8_t)fmax(0, fmin(255, nearbyint((double)p->mean[c] * 255)));
+    if (a->aa.n > 0) randaug(&k, &a->aa, r);
+    if (a->jitter > 0) pixel_jitter(&k, r, a->jitter);
+    if (k.x != im->x) memcpy(im->x, k.x, bytes);
+}
+
+/* The image as wanted before the final window: grey or colour, random box, resize. *own is set when
  * the result is new memory. */
 static bool shape_image(const prep_table *t, const data_augment *a, rng *r, data_image *im,
                         bool *own, err *e) {
     const data_prep *p = &t->prep;
     data_image next;
     *own = false;
-    if (p->c == 1 && im->c == 3) {
-        if (!image_convert(im, 1, &next, e)) return false;
+    if (im->c != p->c && (p->c == 1 || distorts(a))) {
+        if (!image_convert(im, p->c, &next, e)) return false;
         *im = next;
         *own = true;
     }
@@ -217,13 +249,23 @@ bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_vi
         at.x += (int)rng_below(r, 2 * (uint32_t)a->pad + 1) - a->pad;
     }
     at.mirror = a->hflip > 0 && rng_uniform(r) < a->hflip;
-    normalise(t, &im, at, out);
+    bool ok = true;
+    if (distorts(a)) {
+        data_image seen;
+        if ((ok = cut_window(p, &im, at, &seen, e))) {
+            distort(p, a, r, &seen);
+            normalise(t, &seen, (window){ 0, 0, false }, out);
+            mem_free(seen.x);
+        }
+    } else {
+        normalise(t, &im, at, out);
+    }
     if (a->erase > 0 && rng_uniform(r) < a->erase) erase(p, r, out);
     if (own) mem_free(im.x);
-    return true;
+    return ok;
 }
 
-/* ---- mixup ----------------------------------------------------------------------------------- */
+/* ---- mixup and cutmix ----------------------------------------------------------------------------------- */
 
 /* Gamma(a): Marsaglia and Tsang 2000; a < 1 by way of a+1. */
 static double gamma_sample(rng *r, double a) {
@@ -255,6 +297,26 @@ void mixup_batch(float *x, int n, int64_t floats, float lam) {
             b[k] = lam * v + (1 - lam) * u;
         }
     }
+}
+
+static int clip_to(int v, int most) { return v < 0 ? 0 : v > most ? most : v; }
+
+float cutmix_batch(float *x, int n, const data_prep *p, double lam, rng *r) {
+    int bh = (int)(p->h * sqrt(1 - lam)), bw = (int)(p->w * sqrt(1 - lam));
+    int cy = (int)rng_below(r, (uint32_t)p->h), cx = (int)rng_below(r, (uint32_t)p->w);
+    int y0 = clip_to(cy - bh / 2, p->h), y1 = clip_to(cy + bh / 2, p->h);
+    int x0 = clip_to(cx - bw / 2, p->w), x1 = clip_to(cx + bw / 2, p->w);
+    int64_t row = (int64_t)p->w * p->c, floats = row * p->h;
+    for (int i = 0; i < n / 2; i++)
+        for (int y = y0; y < y1; y++) {
+            float *a = x + i * floats + y * row, *b = x + (n - 1 - i) * floats + y * row;
+            for (int k = x0 * p->c; k < x1 * p->c; k++) {
+                float u = a[k];
+                a[k] = b[k];
+                b[k] = u;
+            }
+        }
+    return (float)(1 - (double)((y1 - y0) * (x1 - x0)) / ((double)p->h * p->w));
 }
 
 /* ---- one image for prediction ---------------------------------------------------------------- */

@@ -41,6 +41,7 @@ typedef struct {
     int64_t limit;               /* class-balanced subset of this many images; 0: all */
     bool fail_on_bad;            /* --on-bad-image fail; default: listed and skipped */
     uint64_t seed;
+    bool forget;                 /* do not keep decoded images in memory */
     int h, w;                    /* --size: side of the images a network gets; 0: the source's own */
 } data_options;
 /* "96" or "96,128" (height, width) into h and w; NULL: not asked for. */
@@ -84,11 +85,20 @@ bool data_pick(const data_set *s, uint64_t seed, int64_t from, int64_t n, int32_
 
 /* ---- batches -------------------------------------------------------------------------------------- */
 
+/* RandAugment as timm has it: n operations per image, each with probability p, of magnitude m (0 … 10)
+ * spread by mstd (normal; above 100 uniform from 0 to m) and cut at mmax. inc 1: all grow with m. */
+typedef struct { double n, m, mstd, mmax, inc, p; } data_randaug;      /* n 0: off */
+bool data_randaug_parse(data_randaug *a, const char *text, err *e);    /* "rand-m9-n2-mstd0.5", "none" */
+void data_randaug_print(const data_randaug *a, char out[128]);
+
 typedef struct {                 /* training-time augmentation; all zero: evaluation */
     int    pad;                  /* zero-pad by this and crop back at random */
     double rrc_min;              /* random resized crop: least area fraction; 0: off (ratio 3/4…4/3) */
     double hflip;                /* probability */
+    data_randaug aa;
+    double jitter;               /* brightness, contrast, saturation by 1 ± this, in random order; 0: off */
     double mixup;                /* Beta(a,a) per batch; 0: off */
+    double cutmix;               /* the same, exchanging a box; with both, either by chance */
     double erase;                /* random erasing probability, per-pixel noise */
 } data_augment;
 
@@ -106,9 +116,10 @@ typedef struct {
 typedef struct {
     int n;                       /* images in this batch; 0: the epoch is over */
     const float *x;              /* n,H,W,C, normalised; valid until the next call */
-    const int32_t *label, *label2;   /* with mixup: x = lam*first + (1-lam)*second */
+    const int32_t *label, *label2;   /* with mixup: x = lam*first + (1-lam)*second; with cutmix a share
+                                      * of lam of the pixels is the first's */
     const int32_t *index;        /* image numbers in the set */
-    float lam;                   /* 1 without mixup */
+    float lam;                   /* 1 without mixup and cutmix */
 } data_batch;
 
 typedef struct data_loader data_loader;

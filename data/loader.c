@@ -12,7 +12,7 @@
 
 #include "data/parts.h"
 
-#define MIXUP_STREAM ((uint64_t)1 << 40)       /* above every image number */
+#define MIX_STREAM ((uint64_t)1 << 40)       /* above every image number */
 
 enum { MAX_WORKERS = 256, AHEAD = 2 };         /* batches ready beyond those being made */
 
@@ -80,14 +80,25 @@ static bool make_images(data_loader *l, slot *s) {
     return true;
 }
 
+static void mix(data_loader *l, slot *s) {
+    const data_augment *a = &l->o.augment;
+    rng r = rng_at(l->o.seed, RNG_AUGMENT, (uint32_t)s->epoch, MIX_STREAM + (uint64_t)s->step);
+    bool both = a->mixup > 0 && a->cutmix > 0;
+    if (both ? rng_uniform(&r) < 0.5 : a->cutmix > 0) {
+        double lam = beta_sample(&r, a->cutmix);
+        s->lam = cutmix_batch(s->x, s->n, &l->o.prep, lam, &r);
+    } else {
+        s->lam = (float)beta_sample(&r, a->mixup);
+        mixup_batch(s->x, s->n, l->floats, s->lam);
+    }
+    for (int i = 0; i < s->n; i++) s->label2[i] = s->label[s->n - 1 - i];
+}
+
 static void make_batch(data_loader *l, slot *s) {
     s->lam = 1;
     s->failed = !make_images(l, s);
-    if (s->failed || atomic_load(&l->hurry) || !(l->o.augment.mixup > 0)) return;
-    rng r = rng_at(l->o.seed, RNG_AUGMENT, (uint32_t)s->epoch, MIXUP_STREAM + (uint64_t)s->step);
-    s->lam = (float)beta_sample(&r, l->o.augment.mixup);
-    mixup_batch(s->x, s->n, l->floats, s->lam);
-    for (int i = 0; i < s->n; i++) s->label2[i] = s->label[s->n - 1 - i];
+    if (!s->failed && !atomic_load(&l->hurry) && (l->o.augment.mixup > 0 || l->o.augment.cutmix > 0))
+        mix(l, s);
 }
 
 /* ---- tickets --------------------------------------------------------------------------------- */
@@ -225,6 +236,8 @@ static bool options_check(const loader_options *o, int64_t n, err *e) {
         return err_set(e, ERR_USAGE,
                        "probabilities and area fractions of the augmentation are from 0 to 1");
     if (!(a->mixup >= 0 && a->mixup <= 1e6)) return err_set(e, ERR_USAGE, "mixup %g", a->mixup);
+    if (!(a->cutmix >= 0 && a->cutmix <= 1e6)) return err_set(e, ERR_USAGE, "cutmix %g", a->cutmix);
+    if (!(a->jitter >= 0 && a->jitter <= 100)) return err_set(e, ERR_USAGE, "colour jitter %g", a->jitter);
     for (int64_t i = 0; o->index && i < n; i++)
         if (o->index[i] < 0 || o->index[i] >= data_count(o->set))
             return err_set(e, ERR_CONFIG, "image %d of a set of %lld", o->index[i],

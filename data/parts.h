@@ -73,6 +73,29 @@ bool set_look(const data_set *s, int64_t i, set_view *v, err *e);
 bool balanced_order(const int32_t *label, int64_t count, int classes, uint64_t seed, int64_t from,
                     int64_t n, int32_t *out, err *e);
 
+/* ---- operations on pixels --------------------------------------------------------------------- */
+
+/* An image that operations change in place or by way of `spare`, of the same size; c is 1 or 3. */
+typedef struct { int h, w, c; uint8_t *x, *spare; uint8_t fill[3]; } canvas;
+/* What the number of an operation means: degrees, x per y, part of the side, bits kept, first value
+ * inverted, value added below 128, 1 leaves the image. */
+typedef enum {
+    PIXEL_NOTHING, PIXEL_DEGREES, PIXEL_SHEAR, PIXEL_SHIFT, PIXEL_BITS, PIXEL_THRESHOLD, PIXEL_ADD,
+    PIXEL_FACTOR,
+} pixel_number;
+typedef struct {
+    const char *name;
+    void (*run)(canvas *k, double number);
+    pixel_number number;
+} pixel_op;
+extern const pixel_op pixel_ops[];
+extern const int pixel_op_count;
+/* Brightness, contrast and saturation by factors of 1 ± strength, in random order (torchvision). */
+void pixel_jitter(canvas *k, rng *r, double strength);
+/* One of RandAugment's operations and its number; NULL: none this time. */
+const pixel_op *randaug_draw(const data_randaug *a, rng *r, double *number);
+void randaug(canvas *k, const data_randaug *a, rng *r);
+
 /* ---- from pixels to floats ------------------------------------------------------------------- */
 
 typedef struct { data_prep prep; float value[3][256]; } prep_table;   /* (v/255 - mean)/std */
@@ -83,5 +106,8 @@ bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_vi
 double beta_sample(rng *r, double a);                                     /* Beta(a,a) */
 /* Mix each image with its mirror in the batch: x[i] = lam*x[i] + (1-lam)*x[n-1-i]. */
 void mixup_batch(float *x, int n, int64_t floats, float lam);
+/* Exchange a box of about 1-lam of the area, cut at the border, between each image and its mirror in
+ * the batch; returns the share that stayed. */
+float cutmix_batch(float *x, int n, const data_prep *p, double lam, rng *r);
 
 #endif

@@ -98,7 +98,7 @@ static bool finish_open(data_set *s, const char *spec, const data_options *o, er
         s->memo = mem_new((size_t)s->n, sizeof *s->memo, e);
         s->memo_left = s->memo ? mem_new(1, sizeof *s->memo_left, e) : NULL;
         if (!s->memo_left) return false;
-        atomic_store(s->memo_left, MEMO_BYTES);
+        atomic_store(s->memo_left, o->forget ? 0 : MEMO_BYTES);
     }
     s->fail_on_bad = o->fail_on_bad;
     s->sized = o->h > 0;

@@ -53,6 +53,11 @@ static bool hash_job(job *j, err *e)
     buf_printf(&text, "method %d epochs %.17g lr %.17g batch %d scores %d keep_single %d seed %llu augment %d %.17g %.17g"
                " %.17g %.17g\n", (int)o->method, o->epochs, o->lr, o->batch, o->scores, o->keep_single, (unsigned long long)o->seed,
                o->augment.pad, o->augment.rrc_min, o->augment.hflip, o->augment.mixup, o->augment.erase);
+    if (o->augment.aa.n > 0 || o->augment.jitter > 0 || o->augment.cutmix > 0) {
+        char aa[128];
+        data_randaug_print(&o->augment.aa, aa);
+        buf_printf(&text, "aa %s jitter %.17g cutmix %.17g\n", aa, o->augment.jitter, o->augment.cutmix);
+    }
     bool ok = !text.failed || err_set(e, ERR_NOMEM, "no memory to describe the importance run");
     if (ok) sha256_add(&s, text.data, text.len);
     for (int p = 0; ok && p < j->c->g->n_param; p++)

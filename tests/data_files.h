@@ -11,12 +11,12 @@
 
 static char dir[64];
 
-static void make_dir(void) {
+static inline void make_dir(void) {
     strcpy(dir, "/tmp/lm_data_XXXXXX");
     CHECK(mkdtemp(dir) != NULL);
 }
 
-static void remove_dir(void) {
+static inline void remove_dir(void) {
     char command[96];
     snprintf(command, sizeof command, "rm -rf '%s'", dir);
     CHECK(system(command) == 0);
@@ -62,7 +62,7 @@ static data_set *open_ok(const char *spec, const char *split, int64_t limit) {
     return s;
 }
 
-static void put_folders(void) {
+static inline void put_folders(void) {
     put_png("train/cat/b.PNG", 8, 8, 10);
     put_png("train/cat/a.jpeg", 8, 10, 20);              /* recognised by content */
     put_png("train/ant/x.png", 8, 8, 30);

@@ -18,6 +18,8 @@
     X(decay, "weight-decay", weight_decay, double, 0, 1e6, "pull of the weights towards 0") \
     X(smoothing, "smoothing", smoothing, double, 0, 0.999, "label smoothing") \
     X(mixup, "mixup", augment.mixup, double, 0, 1e3, "mix images in pairs, Beta(a,a); 0: off") \
+    X(cutmix, "cutmix", augment.cutmix, double, 0, 1e3, "exchange boxes in pairs, Beta(a,a); 0: off") \
+    X(jitter, "color-jitter", augment.jitter, double, 0, 100, "brightness, contrast, saturation by 1 -+ this") \
     X(erase, "reprob", augment.erase, double, 0, 1, "probability of random erasing") \
     X(hflip, "hflip", augment.hflip, double, 0, 1, "probability of mirroring") \
     X(pad, "crop-pad", augment.pad, int, 0, 1024, "pad by so many pixels, crop back at random") \
@@ -28,7 +30,7 @@
     X(temperature, "kd-temperature", temperature, double, 1e-6, 1e6, "of the distillation loss")
 
 typedef struct {
-    const char *model, *data, *out, *run, *recipe, *opt, *sched, *distill, *input, *bad, *size,
+    const char *model, *data, *out, *run, *recipe, *opt, *sched, *aa, *distill, *input, *bad, *size,
         *pretrained, *map;
     int64_t limit, val_limit, classes, workers;
     double checkpoint_every, val_every, width;
@@ -51,6 +53,7 @@ static const cli_option options[] = {
       "weights to start from, for any classes; a model file needs no --model" },
     { "map", CLI_TEXT, AT(map), NULL, NULL,
       "1000to:FILE: of 1000 pretrained classes keep those that FILE lists, one number per line" },
+    { "aa", CLI_TEXT, AT(aa), NULL, NULL, "RandAugment, as rand-m9-n2-mstd0.5; none: off" },
     { "distill", CLI_TEXT, AT(distill), NULL, NULL, "teacher: a model file" },
     { "width", CLI_NUMBER, AT(width), "0", "0.01:16", "width multiplier of a builder; 0: its own" },
     { "classes", CLI_INT, AT(classes), "0", "1:1000000", "classes of a builder; 0: the data's" },
@@ -119,6 +122,7 @@ static bool resolve(const train_options *o, train_recipe *r, err *e) {
         const char *text = *(const char *const *)(const void *)((const char *)o + numbers[i].text);
         if (text && !override(&numbers[i], text, r, e)) return false;
     }
+    if (o->aa && !data_randaug_parse(&r->augment.aa, o->aa, e)) return false;
     if (o->opt) r->opt = (train_opt)index_of(o->opt, opt_names);
     if (o->sched) r->sched = (train_sched)index_of(o->sched, sched_names);
     if (r->kd > 0 && !o->distill)
@@ -135,6 +139,9 @@ static void recipe_json(json_writer *w, const train_recipe *r) {
         if (numbers[i].whole) json_int(w, numbers[i].flag, *(const int *)(const void *)at);
         else json_number(w, numbers[i].flag, *(const double *)(const void *)at);
     }
+    char aa[128];
+    data_randaug_print(&r->augment.aa, aa);
+    json_text(w, "aa", aa);
     json_text(w, "opt", opt_names[r->opt]);
     json_text(w, "sched", sched_names[r->sched]);
     json_number(w, "beta2", r->beta2);

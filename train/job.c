@@ -17,6 +17,10 @@ static const number_row numbers[] = {
     ROW(kd, 0, 1, false),               ROW(temperature, 0, HUGE_VAL, true),
     ROW(augment.rrc_min, 0, 1, false),  ROW(augment.hflip, 0, 1, false),
     ROW(augment.mixup, 0, HUGE_VAL, true), ROW(augment.erase, 0, 1, false),
+    ROW(augment.cutmix, 0, HUGE_VAL, true), ROW(augment.jitter, 0, 100, false),
+    ROW(augment.aa.n, 0, 100, false),   ROW(augment.aa.m, 0, 1e3, false),
+    ROW(augment.aa.mstd, 0, 1e6, false), ROW(augment.aa.mmax, 0, 10, false),
+    ROW(augment.aa.inc, 0, 1, false),   ROW(augment.aa.p, 0, 1, false),
 };
 enum { NUMBERS = sizeof numbers / sizeof *numbers };
 

@@ -41,10 +41,11 @@ const train_recipe train_recipes[] = {
       .decay_all = true, .sched = SCHED_COSINE, .temperature = 1, IMAGENET },
 
     { .name = "mobilenetv2-1.4",
-      .source = "LayerMerge 2024, MobileNetV2-1.4 (there with RandAugment as well)",
+      .source = "LayerMerge 2024, MobileNetV2-1.4 (there with bicubic interpolation)",
       .epochs = 180, .batch = 256, SGD, .lr = 0.1, .nesterov = true, .weight_decay = 1e-5,
       .decay_all = true, .sched = SCHED_COSINE, .smoothing = 0.1, .clip = 5, .temperature = 1,
-      .augment = { .rrc_min = 0.08, .hflip = 0.5, .erase = 0.25 } },
+      .augment = { .rrc_min = 0.08, .hflip = 0.5, .erase = 0.25,
+                   .aa = { .n = 2, .m = 5, .mstd = 0.5, .mmax = 10, .inc = 1, .p = 0.5 } } },
 
     { .name = "vgg19_bn",
       .source = "Kim et al. 2023, VGG19-BN",
