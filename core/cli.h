@@ -23,6 +23,14 @@ typedef struct {
     const char *help;
 } cli_option;
 
+/* Rows that many verbs share; T is the verb's struct, whose members are called like the flags (bad). */
+#define CLI_BUILDER(T) \
+    { "width", CLI_NUMBER, offsetof(T, width), NULL, "0:20", "width multiplier of a builder; 0: its own" }, \
+    { "classes", CLI_INT, offsetof(T, classes), NULL, "0:1000000", "outputs of a builder (default: the data's, or its own)" }, \
+    { "input", CLI_TEXT, offsetof(T, input), NULL, NULL, "C,H,W of a builder (default: the data's, or its own)" }
+#define CLI_BAD_IMAGES(T) \
+    { "on-bad-image", CLI_CHOICE, offsetof(T, bad), "skip", "skip|fail", "what to do with images that cannot be decoded" }
+
 typedef struct {                 /* every verb has these */
     int64_t threads, seed;
     bool json, quiet;

@@ -440,15 +440,14 @@ void number_print(char out[32], double v) {
         snprintf(out, 32, "%s", isnan(v) ? "nan" : v > 0 ? "inf" : "-inf");
         return;
     }
-    if (v == floor(v) && fabs(v) < 9007199254740992.0) {
-        snprintf(out, 32, "%.0f", v);
+    if (v == floor(v) && fabs(v) < 9007199254740992.0) {      /* at most 16 digits: no exponent */
+        snprintf(out, 32, "%.16g", v);
         return;
     }
     /* %g drops trailing zeros, so 15 digits are shortest where 15 suffice; below the normal range
      * a double has fewer digits. */
     for (int digits = fabs(v) < DBL_MIN ? 1 : 15; digits <= 17; digits++) {
-        snprintf(out, 32, "%.*g", digits, v);
-        if (strtod(out, NULL) == v)
+        if (snprintf(out, 32, "%.*g", digits, v) < 32 && strtod(out, NULL) == v)
             return;
     }
 }

@@ -31,8 +31,7 @@ static const cli_option options[] = {
     { "shard-mb", CLI_INT, offsetof(data_cli, shard_mb), "64", "1:4096", "pack: size of a shard" },
     { "size", CLI_TEXT, offsetof(data_cli, size), NULL, NULL,
       "side of the images a network gets: N or H,W" },
-    { "on-bad-image", CLI_CHOICE, offsetof(data_cli, bad), "skip", "skip|fail",
-      "what to do with undecodable images" },
+    CLI_BAD_IMAGES(data_cli),
 };
 
 typedef struct { const char *name; data_set *set; } split;

@@ -19,9 +19,7 @@ static const cli_option options[] = {
     { "batch", CLI_TEXT, AT(batch), "1", NULL, "batch sizes, separated by commas" },
     { "threads", CLI_TEXT, AT(threads), "0", NULL, "thread counts, separated by commas; 0: all cores" },
     { "rounds", CLI_INT, AT(rounds), "0", "3:100000", "samples per network; 0: the ruler's default" },
-    { "classes", CLI_INT, AT(classes), "0", "1:1000000", "classes of builders; 0: their own" },
-    { "input", CLI_TEXT, AT(input), NULL, NULL, "C,H,W of builders (their own, unless given)" },
-    { "width", CLI_NUMBER, AT(width), "0", "0.01:16", "width multiplier of builders; 0: their own" },
+    CLI_BUILDER(bench_options),
 };
 
 typedef struct { int value[MOST], n; } count_list;
@@ -38,13 +36,8 @@ static bool parse_counts(const char *flag, const char *text, double lo, double h
 }
 
 static bool parse_build(const bench_options *o, nn_build *b, err *e) {
-    count_list size;
     *b = (nn_build){ .classes = (int)o->classes, .width = o->width };
-    if (!o->input) return true;
-    if (!parse_counts("input", o->input, 1, 65536, &size, e)) return false;
-    if (size.n != 3) return err_set(e, ERR_USAGE, "--input %s: channels,height,width are wanted", o->input);
-    b->c = size.value[0], b->h = size.value[1], b->w = size.value[2];
-    return true;
+    return nn_build_input(b, o->input, e);
 }
 
 /* ---- what is measured ---------------------------------------------------------------------------- */

@@ -11,9 +11,7 @@ static const cli_option options[] = {
     { "model", CLI_TEXT, offsetof(export_options, model), NULL, NULL, "builder or file (or the word without dashes)" },
     { "onnx", CLI_TEXT, offsetof(export_options, onnx), NULL, NULL, "write an ONNX model, for any batch size" },
     { "safetensors", CLI_TEXT, offsetof(export_options, safetensors), NULL, NULL, "write the tensors alone, named as torchvision's" },
-    { "width", CLI_NUMBER, offsetof(export_options, width), NULL, "0:20", "width multiplier (mobilenetv2)" },
-    { "classes", CLI_INT, offsetof(export_options, classes), NULL, "0:1000000", "outputs (default: the builder's)" },
-    { "input", CLI_TEXT, offsetof(export_options, input), NULL, NULL, "C,H,W (default: the builder's)" },
+    CLI_BUILDER(export_options),
 };
 
 /* What a model file says besides the network itself: labels, and where it comes from. */

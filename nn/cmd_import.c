@@ -10,9 +10,7 @@ typedef struct { const char *weights, *arch, *input, *out; int64_t classes; doub
 static const cli_option options[] = {
     { "weights", CLI_TEXT, offsetof(import_options, weights), "!", NULL, ".pth, .pt, .th or .safetensors" },
     { "arch", CLI_TEXT, offsetof(import_options, arch), "!", NULL, "builder whose weights these are" },
-    { "width", CLI_NUMBER, offsetof(import_options, width), NULL, "0:20", "width multiplier (mobilenetv2)" },
-    { "classes", CLI_INT, offsetof(import_options, classes), NULL, "0:1000000", "outputs (default: the builder's)" },
-    { "input", CLI_TEXT, offsetof(import_options, input), NULL, NULL, "C,H,W (default: the builder's)" },
+    CLI_BUILDER(import_options),
     { "out", CLI_TEXT, offsetof(import_options, out), "!", NULL, "model file to write" },
 };
 

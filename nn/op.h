@@ -145,6 +145,10 @@ typedef double nn_row_loss(const nn_step *s, int64_t row);
 bool   nn_loss_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e);
 bool   nn_loss_prepare(nn_step *s, err *e);
 void   nn_loss_forward(nn_step *s, nn_row_loss *loss);
+/* Row i: logits, targets and (in backward) the gradient of the logits, n of each. */
+typedef struct { const float *z, *t; float *dz; int64_t n; bool accumulate; } nn_loss_row;
+nn_loss_row nn_loss_row_at(const nn_step *s, int64_t i);
+void   nn_loss_row_put(const nn_loss_row *r, int64_t c, double g);       /* dz_c */
 double nn_log_sum_exp(const float *z, int64_t n, double T);      /* log sum_c exp(z_c / T) */
 /* conv2d and linear are the same step: linear is one window over the whole map. */
 conv_shape nn_conv_window(const nn_node *n, const nn_node *in, int batch);

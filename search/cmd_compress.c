@@ -40,13 +40,11 @@ static const cli_option options[] = {
     { "train-epochs", CLI_NUMBER, AT(train_epochs), "20", "0:10000", "of training a builder" },
     { "train-lr", CLI_NUMBER, AT(train_lr), "0.1", "0:100", "its peak learning rate" },
     { "train-batch", CLI_INT, AT(train_batch), "128", "2:65536", "images per training step, everywhere" },
-    { "width", CLI_NUMBER, AT(width), NULL, "0:20", "width multiplier of a builder" },
-    { "classes", CLI_INT, AT(classes), NULL, "0:1000000", "outputs of a builder (default: the data's)" },
-    { "input", CLI_TEXT, AT(input), NULL, NULL, "C,H,W of a builder (default: the data's)" },
+    CLI_BUILDER(compress_options),
     { "limit", CLI_INT, AT(limit), "0", "0:", "use this many training images; 0: all" },
     { "val-limit", CLI_INT, AT(val_limit), "0", "0:", "and this many of the validation split" },
     { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
-    { "on-bad-image", CLI_CHOICE, AT(bad), "skip", "skip|fail", "damaged images" },
+    CLI_BAD_IMAGES(compress_options),
 };
 
 extern const cli_verb cmd_compress;

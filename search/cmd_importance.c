@@ -29,7 +29,7 @@ static const cli_option options[] = {
     { "from", CLI_INT, offsetof(importance_options, from), "0", "0:1000000", "first entry id" },
     { "to", CLI_INT, offsetof(importance_options, to), "0", "0:1000000", "one past the last entry id; 0: all" },
     { "shard", CLI_TEXT, offsetof(importance_options, shard), NULL, NULL, "i/n: every n-th entry, starting with i (from 0)" },
-    { "on-bad-image", CLI_CHOICE, offsetof(importance_options, bad), "skip", "skip|fail", "damaged images" },
+    CLI_BAD_IMAGES(importance_options),
 };
 
 static const char *const methods[] = { "finetune", "bn", "reconstruct" };     /* order of search_score */

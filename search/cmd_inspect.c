@@ -10,9 +10,7 @@ typedef struct { const char *model, *input, *segments; int64_t classes; double w
 
 static const cli_option options[] = {
     { "model", CLI_TEXT, offsetof(inspect_options, model), NULL, NULL, "builder or file (or the word without dashes)" },
-    { "width", CLI_NUMBER, offsetof(inspect_options, width), NULL, "0:20", "width multiplier (mobilenetv2)" },
-    { "classes", CLI_INT, offsetof(inspect_options, classes), NULL, "0:1000000", "outputs (default: the builder's)" },
-    { "input", CLI_TEXT, offsetof(inspect_options, input), NULL, NULL, "C,H,W (default: the builder's)" },
+    CLI_BUILDER(inspect_options),
     { "segments", CLI_TEXT, offsetof(inspect_options, segments), NULL, NULL, "write the search space (CSV)" },
     { "identity", CLI_FLAG, offsetof(inspect_options, identity), NULL, NULL, "offer kernel 0 where everything may go" },
 };

@@ -13,9 +13,7 @@ typedef struct {
 
 static const cli_option options[] = {
     { "model", CLI_TEXT, offsetof(latency_options, model), "!", NULL, "builder or model file" },
-    { "width", CLI_NUMBER, offsetof(latency_options, width), NULL, "0:20", "width multiplier (mobilenetv2)" },
-    { "classes", CLI_INT, offsetof(latency_options, classes), NULL, "0:1000000", "outputs (default: the builder's)" },
-    { "input", CLI_TEXT, offsetof(latency_options, input), NULL, NULL, "C,H,W (default: the builder's)" },
+    CLI_BUILDER(latency_options),
     { "batch", CLI_INT, offsetof(latency_options, batch), "128", "1:65536", "images per forward" },
     { "rounds", CLI_INT, offsetof(latency_options, rounds), "31", "3:100000", "samples per entry, interleaved" },
     { "identity", CLI_FLAG, offsetof(latency_options, identity), NULL, NULL, "offer kernel 0 where everything may go" },

@@ -26,9 +26,7 @@ static const cli_option options[] = {
     { "split", CLI_CHOICE, AT(split), "val", "train|val", "which images" },
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of them; 0: all" },
     { "tolerance", CLI_NUMBER, AT(tolerance), "1e-4", "0:", "largest difference, relative to the largest output" },
-    { "width", CLI_NUMBER, AT(width), NULL, "0:20", "width multiplier (mobilenetv2)" },
-    { "classes", CLI_INT, AT(classes), NULL, "0:1000000", "outputs (default: the builder's)" },
-    { "input", CLI_TEXT, AT(input), NULL, NULL, "C,H,W (default: the builder's)" },
+    CLI_BUILDER(merge_options),
 };
 
 typedef struct {

@@ -18,7 +18,7 @@ static const cli_option options[] = {
     { "batch", CLI_INT, AT(batch), "0", "1:1048576", "images at a time; 0: by their size" },
     { "predictions", CLI_TEXT, AT(predictions), NULL, NULL, "write index,label,pred (CSV)" },
     { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
-    { "on-bad-image", CLI_CHOICE, AT(bad), "skip", "skip|fail", "what to do with undecodable images" },
+    CLI_BAD_IMAGES(eval_options),
 };
 
 static bool write_predictions(const char *path, const data_set *s, const int32_t *pred, err *e) {

@@ -6,13 +6,12 @@
 
 static double row_loss(const nn_step *s, int64_t i)
 {
-    const int64_t C = s->src[0]->dim[3];
-    const float *z = s->x[0] + i * C, *t = s->x[1] + i * C;
+    const nn_loss_row r = nn_loss_row_at(s, i);
     const double T = (double)s->node->attr.temperature;
-    const double student = nn_log_sum_exp(z, C, T), teacher = nn_log_sum_exp(t, C, T);
+    const double student = nn_log_sum_exp(r.z, r.n, T), teacher = nn_log_sum_exp(r.t, r.n, T);
     double sum = 0;
-    for (int64_t c = 0; c < C; c++)
-        sum += exp((double)t[c] / T - teacher) * (student - (double)z[c] / T);
+    for (int64_t c = 0; c < r.n; c++)
+        sum += exp((double)r.t[c] / T - teacher) * (student - (double)r.z[c] / T);
     return T * T * sum;
 }
 
@@ -25,18 +24,14 @@ static void distill_forward(nn_step *s, const nn_run *r)
 static void grad_row(void *ctx, int64_t i, int worker)
 {
     (void)worker;
-    nn_step *s = ctx;
-    const int64_t C = s->src[0]->dim[3];
-    const float *z = s->x[0] + i * C, *t = s->x[1] + i * C;
-    float *dz = s->dx[0].p + i * C;
+    const nn_step *s = ctx;
+    const nn_loss_row r = nn_loss_row_at(s, i);
     const double T = (double)s->node->attr.temperature;
     const double scale = (double)s->node->attr.weight * T / s->batch;
-    const double student = nn_log_sum_exp(z, C, T), teacher = nn_log_sum_exp(t, C, T);
-    for (int64_t c = 0; c < C; c++) {
-        const double g =
-            scale * (exp((double)z[c] / T - student) - exp((double)t[c] / T - teacher));
-        dz[c] = s->dx[0].accumulate ? dz[c] + (float)g : (float)g;
-    }
+    const double student = nn_log_sum_exp(r.z, r.n, T), teacher = nn_log_sum_exp(r.t, r.n, T);
+    for (int64_t c = 0; c < r.n; c++)
+        nn_loss_row_put(&r, c, scale * (exp((double)r.z[c] / T - student)
+                                        - exp((double)r.t[c] / T - teacher)));
 }
 
 static void distill_backward(nn_step *s, const nn_run *r)

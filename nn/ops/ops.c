@@ -143,6 +143,18 @@ void nn_loss_forward(nn_step *s, nn_row_loss *loss)
     s->loss /= s->batch;
 }
 
+nn_loss_row nn_loss_row_at(const nn_step *s, int64_t i)
+{
+    const int64_t n = s->src[0]->dim[3];
+    return (nn_loss_row){ s->x[0] + i * n, s->x[1] + i * n, s->dx[0].p ? s->dx[0].p + i * n : NULL, n,
+                          s->dx[0].accumulate };
+}
+
+void nn_loss_row_put(const nn_loss_row *r, int64_t c, double g)
+{
+    r->dz[c] = r->accumulate ? r->dz[c] + (float)g : (float)g;
+}
+
 double nn_log_sum_exp(const float *z, int64_t n, double T)
 {
     double top = (double)z[0], sum = 0;

@@ -6,15 +6,14 @@
 
 static double row_loss(const nn_step *s, int64_t i)
 {
-    const int64_t C = s->src[0]->dim[3];
-    const float *z = s->x[0] + i * C, *t = s->x[1] + i * C;
-    const double lse = nn_log_sum_exp(z, C, 1), e = (double)s->node->attr.smoothing;
+    const nn_loss_row r = nn_loss_row_at(s, i);
+    const double lse = nn_log_sum_exp(r.z, r.n, 1), e = (double)s->node->attr.smoothing;
     double hit = 0, all = 0;
-    for (int64_t c = 0; c < C; c++) {
-        hit += (double)t[c] * (lse - (double)z[c]);
-        all += lse - (double)z[c];
+    for (int64_t c = 0; c < r.n; c++) {
+        hit += (double)r.t[c] * (lse - (double)r.z[c]);
+        all += lse - (double)r.z[c];
     }
-    return (1 - e) * hit + e * all / (double)C;
+    return (1 - e) * hit + e * all / (double)r.n;
 }
 
 static void softmax_xent_forward(nn_step *s, const nn_run *r)
@@ -27,19 +26,16 @@ static void softmax_xent_forward(nn_step *s, const nn_run *r)
 static void grad_row(void *ctx, int64_t i, int worker)
 {
     (void)worker;
-    nn_step *s = ctx;
-    const int64_t C = s->src[0]->dim[3];
-    const float *z = s->x[0] + i * C, *t = s->x[1] + i * C;
-    float *dz = s->dx[0].p + i * C;
-    const double lse = nn_log_sum_exp(z, C, 1), e = (double)s->node->attr.smoothing;
+    const nn_step *s = ctx;
+    const nn_loss_row r = nn_loss_row_at(s, i);
+    const double lse = nn_log_sum_exp(r.z, r.n, 1), e = (double)s->node->attr.smoothing;
     const double scale = (double)s->node->attr.weight / s->batch;
     double sum = 0;
-    for (int64_t c = 0; c < C; c++)
-        sum += (double)t[c];
-    for (int64_t c = 0; c < C; c++) {
-        const double p = exp((double)z[c] - lse);
-        const double g = scale * ((1 - e) * (sum * p - (double)t[c]) + e * (p - 1 / (double)C));
-        dz[c] = s->dx[0].accumulate ? dz[c] + (float)g : (float)g;
+    for (int64_t c = 0; c < r.n; c++)
+        sum += (double)r.t[c];
+    for (int64_t c = 0; c < r.n; c++) {
+        const double p = exp((double)r.z[c] - lse);
+        nn_loss_row_put(&r, c, scale * ((1 - e) * (sum * p - (double)r.t[c]) + e * (p - 1 / (double)r.n)));
     }
 }
 
