@@ -11,6 +11,23 @@
 
 /* ---- is it a solution of this chain? -------------------------------------------------------------- */
 
+/* What the row says its conv will be, against what its kept convs make. */
+static bool check_merged(const search_chain *c, const search_entry *r, err *e)
+{
+    int ker = search_kernel_of(c, r->keep, r->n_keep), str = search_stride_of(c, r->st, r->end);
+    bool depthwise = r->n_keep > 0;
+    for (int i = 0; i < r->n_keep; i++)
+        depthwise = depthwise && c->pos[r->keep[i]].depthwise;
+    if (r->ker != ker)
+        return err_set(e, ERR_DATA, "segment (%d,%d]: the kept convs merge to kernel %d, not %d", r->st, r->end, ker, r->ker);
+    if (r->str != str)
+        return err_set(e, ERR_DATA, "segment (%d,%d]: its convs have stride %d together, not %d", r->st, r->end, str, r->str);
+    if (r->is_dw != depthwise)
+        return err_set(e, ERR_DATA, "segment (%d,%d]: the kept convs are %sdepthwise", r->st, r->end,
+                       depthwise ? "" : "not all ");
+    return true;
+}
+
 static bool check_segment(const search_chain *c, const search_entry *r, int at, err *e)
 {
     if (r->st != at)
@@ -30,10 +47,7 @@ static bool check_segment(const search_chain *c, const search_entry *r, int at, 
             return err_set(e, ERR_DATA, "segment (%d,%d] leaves out conv %d (%s), which changes the shape",
                            r->st, r->end, l, c->g->node[c->pos[l].conv].name);
     }
-    int ker = search_kernel_of(c, r->keep, r->n_keep);
-    if (r->ker != ker)
-        return err_set(e, ERR_DATA, "segment (%d,%d]: the kept convs merge to kernel %d, not %d", r->st, r->end, ker, r->ker);
-    return true;
+    return check_merged(c, r, e);
 }
 
 /* act and conv repeat what the segments say; when they are there they must say the same. */

@@ -88,16 +88,15 @@ static bool read_segment(const json *j, search_entry *row, err *e)
 {
     *row = search_entry_blank;
     if (j->type != JSON_OBJECT) return err_set(e, ERR_DATA, "a segment must be an object");
-    const json *dw = json_get(j, "is_dw"), *id = json_get(j, "id"), *str = json_get(j, "str");
+    const json *dw = json_get(j, "is_dw"), *id = json_get(j, "id");
     const json *time = json_get(j, "time_ms"), *importance = json_get(j, "importance");
     if (id && !small_int(j, "id", &row->id, e)) return false;
-    if (str && !small_int(j, "str", &row->str, e)) return false;
-    if (dw && dw->type != JSON_BOOL) return err_set(e, ERR_DATA, "\"is_dw\" must be true or false");
-    row->is_dw = dw && dw->boolean;
+    if (!dw || dw->type != JSON_BOOL) return err_set(e, ERR_DATA, "\"is_dw\" must be true or false");
+    row->is_dw = dw->boolean;
     if (time && time->type == JSON_NUMBER) row->time_ms = time->number;
     if (importance && importance->type == JSON_NUMBER) row->importance = importance->number;
     return small_int(j, "st", &row->st, e) && small_int(j, "end", &row->end, e) && small_int(j, "ker", &row->ker, e)
-        && read_ints(j, "conv", &row->keep, &row->n_keep, e);
+        && small_int(j, "str", &row->str, e) && read_ints(j, "conv", &row->keep, &row->n_keep, e);
 }
 
 static bool read_solution(search_solution *s, const json *j, err *e)

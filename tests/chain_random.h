@@ -184,8 +184,11 @@ static void solution_add(search_solution *s, const search_chain *c, int st, int 
     row.str = search_stride_of(c, st, end);
     row.keep = mem_new((size_t)n, sizeof *row.keep, NULL);
     row.n_keep = n;
-    for (int i = 0; i < n; i++)
+    row.is_dw = n > 0;
+    for (int i = 0; i < n; i++) {
         row.keep[i] = s->conv[s->n_conv++] = keep[i];
+        row.is_dw = row.is_dw && c->pos[keep[i]].depthwise;
+    }
     s->segment[s->n_segment++] = row;
     s->act[s->n_act++] = end;
 }
