@@ -81,6 +81,9 @@ bool file_read(const char *path, buf *out, err *e);     /* whole file; missing: 
 bool file_write(const char *path, const void *data, size_t len, err *e);
 /* Could file_write succeed? For long work whose result must not be lost to a mistyped name. */
 bool file_may_write(const char *path, err *e);
+/* Room on the disk of `path` for that many bytes, held until close(*fd) or the end of the process, under
+ * no name. *fd is -1 where there is nothing to hold (a device, a file system that cannot). */
+bool file_hold_room(const char *path, int64_t bytes, int *fd, err *e);
 bool file_append_line(const char *path, const char *line, err *e);   /* one write, '\n' added */
 
 /* Read-only map of a file. size 0 gives data = "" . */

@@ -213,6 +213,22 @@ bool file_may_write(const char *path, err *e) {
     return ok;
 }
 
+bool file_hold_room(const char *path, int64_t bytes, int *fd, err *e) {
+    struct stat st;
+    char *name = NULL;
+    *fd = -1;
+    if (!stat(path, &st) && !S_ISREG(st.st_mode)) return true;
+    int held = open_temporary(path, 0, &name, e);
+    if (held >= 0) unlink(name);
+    mem_free(name);
+    if (held < 0) return false;
+    int cause = posix_fallocate(held, 0, (off_t)bytes);
+    if (!cause) *fd = held;
+    else close(held);
+    if (cause != ENOSPC && cause != EFBIG) return true;
+    return err_set(e, ERR_IO, "cannot write %s: no room for %lld bytes: %s", path, (long long)bytes, strerror(cause));
+}
+
 bool file_append_line(const char *path, const char *line, err *e) {
     buf b = {0};
     buf_puts(&b, line);

@@ -176,11 +176,12 @@ static int intern(candidate *cand, int *n, nn_graph *g, err *e)
     return at;
 }
 
+/* In whole nanoseconds: what the solver counts, what the table says. */
 static void set_time(search_entry *row, const nn_timing *t, double scale)
 {
-    row->time_ms = t ? t->median_ms * scale : 0;
-    row->stdev_ms = t ? t->stdev_ms * scale : 0;
-    row->time_ns = (int64_t)ceil(row->time_ms * 1e6);
+    row->time_ns = t ? (int64_t)ceil(t->median_ms * scale * 1e6) : 0;
+    row->time_ms = (double)row->time_ns / 1e6;
+    row->stdev_ms = t ? nearbyint(t->stdev_ms * scale * 1e6) / 1e6 : 0;
 }
 
 /* Candidates 0, 1, 2 are the whole network, what is before the chain and what is behind it. */

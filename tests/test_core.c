@@ -13,19 +13,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static char folder[256];
-
-static const char *in_folder(const char *name) {
-    static char path[4][512];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
-
 static int files_in_folder(void) {
     char command[512];
-    snprintf(command, sizeof command, "ls -A %s | wc -l", folder);
+    snprintf(command, sizeof command, "ls -A %s | wc -l", temp_dir);
     FILE *f = popen(command, "r");
     int n = -1;
     if (!f || fscanf(f, "%d", &n) != 1) n = -1;
@@ -160,7 +150,7 @@ static void a_failed_growth_sticks(void) {
 
 static void a_file_reads_back_as_written(void) {
     err e = {0};
-    const char *path = in_folder("f.bin");
+    const char *path = in_dir("f.bin");
     char data[200000];
     for (size_t i = 0; i < sizeof data; i++) data[i] = (char)(i * 31 >> 3);
     CHECK_OK(file_write(path, data, sizeof data, &e), e);
@@ -180,7 +170,7 @@ static void a_file_reads_back_as_written(void) {
     CHECK_OK(file_map_open(&m, path, &e), e);
     CHECK(m.size == 0 && m.data);
     file_map_close(&m);
-    CHECK(file_exists(path) && !file_is_dir(path) && file_is_dir(folder));
+    CHECK(file_exists(path) && !file_is_dir(path) && file_is_dir(temp_dir));
     unlink(path);
     CHECK(!file_exists(path));
 }
@@ -190,13 +180,13 @@ static void a_missing_input_is_named(void) {
     buf b = {0};
     file_map m;
     char hex[65];
-    const char *path = in_folder("nowhere");
+    const char *path = in_dir("nowhere");
     CHECK(!file_read(path, &b, &e) && e.code == ERR_NOINPUT && strstr(e.msg, path));
     e = (err){0};
     CHECK(!file_map_open(&m, path, &e) && e.code == ERR_NOINPUT && strstr(e.msg, path));
     CHECK(!file_sha256(path, hex, &e));
     e = (err){0};
-    CHECK(!file_read(folder, &b, &e) && e.code == ERR_NOINPUT && strstr(e.msg, "folder"));
+    CHECK(!file_read(temp_dir, &b, &e) && e.code == ERR_NOINPUT && strstr(e.msg, "folder"));
     buf_free(&b);
 }
 
@@ -211,7 +201,7 @@ static void a_file_that_cannot_be_mapped_is_copied(void) {
 /* The limit on file sizes stands in for a full disk. */
 static void a_write_that_fails_leaves_the_old_file(void) {
     err e = {0};
-    const char *path = in_folder("precious");
+    const char *path = in_dir("precious");
     CHECK_OK(file_write(path, "old", 3, &e), e);
     struct rlimit keep, tight;
     getrlimit(RLIMIT_FSIZE, &keep);
@@ -229,6 +219,28 @@ static void a_write_that_fails_leaves_the_old_file(void) {
     unlink(path);
 }
 
+static void held_room_has_no_name_and_is_refused_when_there_is_none(void) {
+    err e = {0};
+    int fd, before = files_in_folder();
+    struct stat st;
+    CHECK_OK(file_hold_room(in_dir("later"), 5000, &fd, &e), e);
+    CHECK(files_in_folder() == before);
+    if (fd >= 0) {
+        CHECK(!fstat(fd, &st) && st.st_size == 5000 && st.st_blocks > 0);
+        close(fd);
+    }
+    CHECK(file_hold_room("/dev/null", 5000, &fd, &e) && fd == -1);
+    CHECK(!file_hold_room(in_dir("no/folder"), 5000, &fd, &e) && e.code == ERR_IO && fd == -1);
+    struct rlimit keep, tight;
+    getrlimit(RLIMIT_FSIZE, &keep);
+    tight = (struct rlimit){ 1000, keep.rlim_max };
+    setrlimit(RLIMIT_FSIZE, &tight);
+    bool held = file_hold_room(in_dir("later"), 5000, &fd, &e);
+    setrlimit(RLIMIT_FSIZE, &keep);
+    CHECK(!held && fd == -1 && e.code == ERR_IO && strstr(e.msg, "later: no room for 5000 bytes"));
+    CHECK(files_in_folder() == before);
+}
+
 static void a_full_disk_is_an_io_error(void) {
     if (!file_exists("/dev/full")) SKIP("no /dev/full");
     err e = {0};
@@ -236,14 +248,14 @@ static void a_full_disk_is_an_io_error(void) {
     e = (err){0};
     CHECK(!file_append_line("/dev/full", "x", &e) && e.code == ERR_IO);
     e = (err){0};
-    CHECK(!file_write(in_folder("no/such/folder"), "x", 1, &e) && e.code == ERR_IO);
+    CHECK(!file_write(in_dir("no/such/folder"), "x", 1, &e) && e.code == ERR_IO);
     e = (err){0};
-    CHECK(!file_write(folder, "x", 1, &e) && e.code == ERR_IO);
+    CHECK(!file_write(temp_dir, "x", 1, &e) && e.code == ERR_IO);
 }
 
 static void writing_keeps_links_and_permissions(void) {
     err e = {0};
-    const char *real = in_folder("real"), *link_path = in_folder("link");
+    const char *real = in_dir("real"), *link_path = in_dir("link");
     CHECK_OK(file_write(real, "1", 1, &e), e);
     CHECK(chmod(real, 0640) == 0 && symlink("real", link_path) == 0);
     CHECK_OK(file_write(link_path, "22", 2, &e), e);
@@ -256,7 +268,7 @@ static void writing_keeps_links_and_permissions(void) {
 
 static void lines_are_appended(void) {
     err e = {0};
-    const char *path = in_folder("log");
+    const char *path = in_dir("log");
     CHECK_OK(file_append_line(path, "one", &e), e);
     CHECK_OK(file_append_line(path, "two", &e), e);
     buf b = {0};
@@ -268,15 +280,15 @@ static void lines_are_appended(void) {
 
 static void folders_are_made_with_their_parents(void) {
     err e = {0};
-    CHECK_OK(file_make_dirs(in_folder("a/b//c/"), &e), e);
-    CHECK_OK(file_make_dirs(in_folder("a/b/c"), &e), e);
-    CHECK(file_is_dir(in_folder("a/b/c")));
-    CHECK_OK(file_write(in_folder("a/file"), "", 0, &e), e);
-    CHECK(!file_make_dirs(in_folder("a/file/x"), &e) && e.code == ERR_IO);
-    unlink(in_folder("a/file"));
-    rmdir(in_folder("a/b/c"));
-    rmdir(in_folder("a/b"));
-    rmdir(in_folder("a"));
+    CHECK_OK(file_make_dirs(in_dir("a/b//c/"), &e), e);
+    CHECK_OK(file_make_dirs(in_dir("a/b/c"), &e), e);
+    CHECK(file_is_dir(in_dir("a/b/c")));
+    CHECK_OK(file_write(in_dir("a/file"), "", 0, &e), e);
+    CHECK(!file_make_dirs(in_dir("a/file/x"), &e) && e.code == ERR_IO);
+    unlink(in_dir("a/file"));
+    rmdir(in_dir("a/b/c"));
+    rmdir(in_dir("a/b"));
+    rmdir(in_dir("a"));
 }
 
 static void sha256_matches_the_published_vectors(void) {
@@ -306,10 +318,10 @@ static void sha256_matches_the_published_vectors(void) {
     sha256_hex(&s, hex);
     CHECK_TEXT(hex, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
     err e = {0};
-    CHECK_OK(file_write(in_folder("abc"), "abc", 3, &e), e);
-    CHECK_OK(file_sha256(in_folder("abc"), hex, &e), e);
+    CHECK_OK(file_write(in_dir("abc"), "abc", 3, &e), e);
+    CHECK_OK(file_sha256(in_dir("abc"), hex, &e), e);
     CHECK_TEXT(hex, known[1].hex);
-    unlink(in_folder("abc"));
+    unlink(in_dir("abc"));
 }
 
 /* ---- random numbers -------------------------------------------------------------------------- */
@@ -639,9 +651,7 @@ static void the_product_is_the_product(void) {
 }
 
 int main(void) {
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/test_core.XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) return perror(folder), 1;
+    make_dir();
     signal(SIGXFSZ, SIG_IGN);
 
     RUN(an_error_keeps_its_code_and_grows_to_the_left);
@@ -657,6 +667,7 @@ int main(void) {
     RUN(a_missing_input_is_named);
     RUN(a_file_that_cannot_be_mapped_is_copied);
     RUN(a_write_that_fails_leaves_the_old_file);
+    RUN(held_room_has_no_name_and_is_refused_when_there_is_none);
     RUN(a_full_disk_is_an_io_error);
     RUN(writing_keeps_links_and_permissions);
     RUN(lines_are_appended);
@@ -678,6 +689,6 @@ int main(void) {
     RUN(layouts_turn_into_each_other);
     RUN(the_product_is_the_product);
 
-    rmdir(folder);
+    remove_dir();
     END();
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Numbers of the recipe: name here, flag, member of train_recipe and its type, range, help. They are
  * read as text, so that a flag which is not given leaves the recipe's value. */
@@ -55,14 +56,12 @@ static const cli_option options[] = {
       "1000to:FILE: of 1000 pretrained classes keep those that FILE lists, one number per line" },
     { "aa", CLI_TEXT, AT(aa), NULL, NULL, "RandAugment, as rand-m9-n2-mstd0.5; none: off" },
     { "distill", CLI_TEXT, AT(distill), NULL, NULL, "teacher: a model file" },
-    { "width", CLI_NUMBER, AT(width), "0", "0.01:16", "width multiplier of a builder; 0: its own" },
-    { "classes", CLI_INT, AT(classes), "0", "1:1000000", "classes of a builder; 0: the data's" },
-    { "input", CLI_TEXT, AT(input), NULL, NULL, "C,H,W of a builder (the data's, unless given)" },
+    CLI_BUILDER(train_options),
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of the training images; 0: all" },
     { "val-limit", CLI_INT, AT(val_limit), "0", "0:", "the same for validation" },
     { "val-every", CLI_NUMBER, AT(val_every), "1", "0:", "epochs between validations; 0: only at the end" },
     { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
-    { "on-bad-image", CLI_CHOICE, AT(bad), "skip", "skip|fail", "what to do with undecodable images" },
+    CLI_BAD_IMAGES(train_options),
     { "checkpoint-every", CLI_NUMBER, AT(checkpoint_every), "30", "0.001:", "seconds between checkpoints" },
     { "workers", CLI_INT, AT(workers), "1", "1:256", "threads that prepare images" },
 };
@@ -162,6 +161,7 @@ typedef struct {
     char parent[65], out[4096];  /* hash of the file the weights are from, "" for a builder */
     buf config, transferred;     /* transferred: what --pretrained gave */
     cli_progress progress;
+    int room;                    /* held on the disk for the model, or -1 */
 } work;
 
 static bool open_data(work *w, err *e) {
@@ -173,23 +173,11 @@ static bool open_data(work *w, err *e) {
     return (w->val = data_open(w->o->data, "val", &d, e)) != NULL;
 }
 
-static bool parse_input(const char *text, nn_build *b, err *e) {
-    double v[3];
-    int n;
-    if (!text) return true;
-    if (!cli_numbers("input", text, v, 3, &n, e)) return false;
-    for (int i = 0; i < n; i++)
-        if (v[i] < 1 || v[i] > 65536 || v[i] != floor(v[i])) n = 0;
-    if (n != 3) return err_set(e, ERR_USAGE, "--input %s: channels,height,width are wanted", text);
-    b->c = (int)v[0], b->h = (int)v[1], b->w = (int)v[2];
-    return true;
-}
-
 static bool open_student(work *w, err *e) {
     const train_options *o = w->o;
     uint64_t seed = (uint64_t)w->c->seed;
     nn_build b = { .classes = (int)o->classes, .width = o->width };
-    if (!parse_input(o->input, &b, e)) return false;
+    if (!nn_build_input(&b, o->input, e)) return false;
     if (o->pretrained)
         w->g = train_open_pretrained(o->model, o->pretrained, o->map, &b, w->train, seed, &w->transferred, e);
     else w->g = train_open_model(o->model, &b, w->train, seed, e);
@@ -280,6 +268,18 @@ static void say(void *ctx, const char *text) {
 
 /* ---- the end ------------------------------------------------------------------------------------------- */
 
+/* A disk that fills up while we train must not cost the model. */
+static bool hold_room(work *w, err *e) {
+    int64_t bytes = 1 << 16;     /* for the text of the graph and the names */
+    for (int i = 0; i < w->g->n_param; i++) bytes += 4 * nn_param_count(&w->g->param[i]) + 256;
+    return file_hold_room(w->out, bytes, &w->room, e);
+}
+
+static void release_room(work *w) {
+    if (w->room >= 0) close(w->room);
+    w->room = -1;
+}
+
 /* No times and no paths: the same job makes the same file. */
 static bool write_model(work *w, const train_result *r, err *e) {
     char seed[32], steps[32];
@@ -292,10 +292,14 @@ static bool write_model(work *w, const train_result *r, err *e) {
         { "recipe", w->recipe.name }, { "seed", seed }, { "steps", steps },
         { "labels", labels.data }, { "parent", w->parent },
     };
+    release_room(w);
     bool ok = (!labels.failed || err_set(e, ERR_NOMEM, "out of memory"))
            && nn_model_save(w->g, w->out, meta, CLI_COUNT(meta), e);
     buf_free(&labels);
-    return ok;
+    if (ok || e->code != ERR_IO || !w->o->run) return ok;
+    const err why = *e;
+    return err_set(e, ERR_IO, "%s; nothing is lost: make room and run the same command again, %s has the weights",
+                   why.msg, w->o->run);
 }
 
 static bool print_result(const work *w, const train_result *r, err *e) {
@@ -341,10 +345,11 @@ static bool train_and_write(work *w, err *e) {
 
 static bool run(const cli_common *c, const void *opt, int n_word, char **word, err *e) {
     (void)n_word, (void)word;
-    work w = { .c = c, .o = opt };
+    work w = { .c = c, .o = opt, .room = -1 };
     bool ok = resolve(w.o, &w.recipe, e) && settle_out(&w, e) && open_data(&w, e) && open_models(&w, e)
            && describe(&w, e) && (!w.o->run || run_dir_open(w.o->run, w.config.data, e))
-           && train_and_write(&w, e);
+           && hold_room(&w, e) && train_and_write(&w, e);
+    release_room(&w);
     nn_graph_free(w.g);
     nn_graph_free(w.teacher);
     data_free(w.train);
