@@ -9,26 +9,7 @@
 #include "data/data.h"
 #include "tests/test.h"
 
-static char dir[64];
-
-static inline void make_dir(void) {
-    strcpy(dir, "/tmp/lm_data_XXXXXX");
-    CHECK(mkdtemp(dir) != NULL);
-}
-
-static inline void remove_dir(void) {
-    char command[96];
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
-    CHECK(system(command) == 0);
-}
-
-static const char *in_dir(const char *name) {
-    static char path[4][256];
-    static int k;
-    k = (k + 1) % 4;
-    snprintf(path[k], sizeof path[k], "%s/%s", dir, name);
-    return path[k];
-}
+static const char *const dir = temp_dir;
 
 static void put_file(const char *name, const void *data, size_t n) {
     char path[256];

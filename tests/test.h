@@ -1,11 +1,14 @@
 /* A test is a sentence: static void conv2d_same_padding_counts_the_border(void). RUN(it) in main,
- * END() last. SKIP("reason") returns from the test and says so. */
+ * END() last. SKIP("reason") returns from the test and says so. A program that writes files asks for
+ * make_dir() first, names them with in_dir("a/b") and ends with remove_dir(). */
 #ifndef LM_TEST_H
 #define LM_TEST_H
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int test_passed, test_failed, test_skipped, test_bad, test_skip;
 
@@ -24,7 +27,43 @@ static int test_passed, test_failed, test_skipped, test_bad, test_skip;
     if (test_bad) { test_failed++; printf("FAILED: %s\n", #t); } \
     else if (test_skip) test_skipped++; else test_passed++; \
     fflush(stdout); } while (0)
+/* First in the main of a program that computes: threads of the pool, 0: all. Wants core/core.h. */
+#define START(n) do { err e_ = { 0 }; \
+    if (!core_init(&(core_options){ .threads = (n) }, &e_)) { \
+        fprintf(stderr, "%s\n", e_.msg); \
+        return 1; \
+    } } while (0)
 #define END() do { printf("%s: %d passed, %d failed, %d skipped\n", __FILE__, test_passed, test_failed, \
     test_skipped); return test_failed > 0; } while (0)
+
+static char temp_dir[256];
+
+/* A new folder in $TMPDIR or /tmp. */
+static inline void make_dir(void)
+{
+    const char *base = getenv("TMPDIR");
+    snprintf(temp_dir, sizeof temp_dir, "%.200s/layermerge-XXXXXX", base && *base ? base : "/tmp");
+    if (!mkdtemp(temp_dir)) {
+        perror(temp_dir);
+        exit(1);
+    }
+}
+
+/* Of the last eight names asked for, each has memory of its own. */
+static inline const char *in_dir(const char *name)
+{
+    static char path[8][512];
+    static int turn;
+    turn = (turn + 1) % 8;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", temp_dir, name);
+    return path[turn];
+}
+
+static inline void remove_dir(void)
+{
+    char command[300];
+    snprintf(command, sizeof command, "rm -rf '%s'", temp_dir);
+    if (system(command)) fprintf(stderr, "cannot remove %s\n", temp_dir);
+}
 
 #endif

@@ -211,6 +211,29 @@ edit imp.csv '4d' 65 'missing in the importance table'
 edit imp.csv '4s/,5,1,/,5,2,/' 65 'stride 1 in the time table and 2'
 
 # ---- solutions
+works inspect m --segments entries.csv --json
+{ echo 'id,st,end,ker,str,is_dw,time,stdev'; tail -n +2 entries.csv | sed 's/,"[^"]*"$/,1,0/'; } > t20.csv
+{ head -n 1 entries.csv | sed 's/$/,importance/'; tail -n +2 entries.csv | sed 's/$/,1/'; } > i20.csv
+works solve --time t20.csv --importance i20.csv --budget 1000 --out s20.json
+works merge --model m --solution s20.json --out merged20
+wrong() {                      # WORDS SED: a solution that is not one of this network is refused
+    sed "$2" s20.json > wrong.json
+    cmp -s s20.json wrong.json && bad "$2 changes nothing"
+    refuses 65 "wrong.json: .*$1" merge --model m --solution wrong.json --out no
+}
+wrong 'stride 1 together, not 2' 's/"str":1/"str":2/'
+wrong 'not all depthwise' 's/"is_dw":false/"is_dw":true/'
+wrong '"is_dw" must be' 's/"is_dw":false/"is_dw":0/'
+wrong '"str" is missing' 's/"str":1,//'
+wrong 'merge to kernel 3, not 5' 's/"ker":3/"ker":5/'
+wrong 'keeps conv 3' 's/"conv":\[1\]/"conv":[3]/'
+wrong '"conv" does not list' 's/"conv":\[0,1,2/"conv":[0,1/'
+wrong '"act" does not list' 's/"act":\[0,1,/"act":[0,/'
+wrong 'ascending' 's/"act":\[0,1,/"act":[0,1,1,/'
+wrong 'segment 2 is (0,' 's/"st":1,/"st":0,/'
+wrong 'segment 2 is (2,' 's/"st":1,/"st":2,/'
+wrong 'segments end at' 's/,{"id":[0-9]*,"st":[0-9]*,[^{]*}\]}$/]}/'
+wrong 'is not a segment' 's/"st":17,"end":18/"st":17,"end":99/'
 for text in '' '{' '[]' '5' '{"feasible":true,"feasible":true}' '{"feasible":true}' '{"feasible":true,"segments":[]}'; do
     printf %s "$text" > s.json
     refuses 65 's.json: ' merge --model m --solution s.json --out no --json
@@ -254,11 +277,22 @@ full() {                       # in a folder where `m` does not fit twice
     refuses 74 '/m: ' train --model resnet20 --data $data --epochs 0 --batch 16 --seed 7 --out "$1/m" --quiet
     check "the old model is intact" [ "$before" = "$(sha256sum < "$1/m")" ]
     check "nothing else is left" [ "$(ls -A "$1")" = m ]
-    refuses 74 'next.safetensors' train $small --run "$1/r" --quiet
-    check "no half checkpoint" [ -z "$(ls -A "$1/r/checkpoints")" ]
+    refuses 74 'model.safetensors: no room' train $small --run "$1/r" --quiet
+    check "no half checkpoint" [ -z "$(ls -A "$1/r/checkpoints" 2> /dev/null)" ]
+}
+fills() {                      # in a folder for two models: room is held from the start, then there is none left
+    (exec "$lm" train $small --epochs 40 --out "$1/late" --quiet > out 2> err) & pid=$!
+    for _ in $(seq 100); do [ "$(df -k --output=used "$1" | tail -n 1)" -ge 1000 ] && break; sleep 0.05; done
+    dd if=/dev/zero of="$1/fill" bs=4k 2> /dev/null
+    wait $pid && good || bad "a disk that fills up during training costs the model"
+    works inspect "$1/late"
+    cp m "$1/old" 2> /dev/null && bad "the disk was not full" || good
 }
 mkdir full limited
-if mount -t tmpfs -o size=1500k none full 2> /dev/null; then cp m full/m; full full; else echo "skipped: no tmpfs to fill"; skipped=$((skipped + 1)); fi
+if mount -t tmpfs -o size=1500k none full 2> /dev/null; then
+    cp m full/m; full full
+    umount full; mount -t tmpfs -o size=3m none full; fills full
+else echo "skipped: no tmpfs to fill"; skipped=$((skipped + 1)); fi
 cp m limited/m
 (ulimit -f 500; exec "$lm" train --model resnet20 --data $data --epochs 0 --batch 16 --seed 7 --out limited/m --quiet > out 2> err); got=$?
 [ $got = 74 ] && cmp -s m limited/m && [ "$(ls -A limited)" = m ] && good || bad "a file size limit exits $got, wanted 74 and the old file"

@@ -20,8 +20,10 @@ compress() {
         --train-epochs 1 --train-batch 32 --importance-epochs 0.5 --train-images 64 --score-images 64 --epochs 1 --threads 2 "$@"
 }
 
-# Killed a few times at moments that spread over the stages, then left to finish.
-for seconds in 0.3 0.7 1.5 3; do exec=exec; compress --json > /dev/null 2>&1 & pid=$!; exec=; sleep $seconds; kill -9 $pid 2> /dev/null; wait $pid 2> /dev/null; done
+# Killed a few times at moments that spread over the stages, then left to finish. SEED=N repeats them.
+seed=${SEED:-$(date +%s)}
+echo "kill -9 at six moments of seed $seed"
+for seconds in $(awk -v seed="$seed" 'BEGIN { srand(seed); for (i = 0; i < 6; i++) print 0.05 + 0.6 * i * rand() }'); do exec=exec; compress --json > /dev/null 2>&1 & pid=$!; exec=; sleep $seconds; kill -9 $pid 2> /dev/null; wait $pid 2> /dev/null; done
 check "compress continues after it was killed" exits 0 compress --json
 cp "$dir/exit.out" "$dir/first.json"
 check "merged equals pruned" below "$(number max_rel "$run/verify.json")" 1e-4

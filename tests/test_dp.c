@@ -197,16 +197,12 @@ static void milliseconds_become_nanoseconds_without_a_binary_detour(void)
 
 /* ---- files ----------------------------------------------------------------------------------------------- */
 
-static char folder[] = "/tmp/lm_dp_XXXXXX";
 static const char *file(const char *name, const char *text)
 {
-    static char path[2][256];
-    static int turn;
+    const char *path = in_dir(name);
     err e = { 0 };
-    turn ^= 1;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    if (text) CHECK_OK(file_write(path[turn], text, strlen(text), &e), e);
-    return path[turn];
+    if (text) CHECK_OK(file_write(path, text, strlen(text), &e), e);
+    return path;
 }
 
 static void tables_join_by_key_in_any_order_of_rows_and_columns(void)
@@ -303,7 +299,7 @@ static void methods_offer_what_their_papers_allow(void)
 
 int main(void)
 {
-    if (!mkdtemp(folder)) return 1;
+    make_dir();
     RUN(the_front_equals_brute_force_on_2000_random_instances);
     RUN(the_fixed_part_is_inside_the_budget);
     RUN(the_reference_recurrence_agrees_when_ticks_are_exact);
@@ -314,5 +310,6 @@ int main(void)
     RUN(different_key_sets_are_an_error_that_names_them);
     RUN(a_solution_survives_writing_and_reading);
     RUN(methods_offer_what_their_papers_allow);
+    remove_dir();
     END();
 }

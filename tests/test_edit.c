@@ -513,11 +513,7 @@ static void threads_do_not_change_a_bit(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 3 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(3);
     dice = rng_at(1, RNG_TEST, 0, 0);
     RUN(composition_equals_one_convolution_after_the_other);
     RUN(wide_convolutions_compose_across_the_blocks);

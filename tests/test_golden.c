@@ -249,11 +249,7 @@ static void optimisers_walk_pytorchs_way(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ 0 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(0);
     RUN(convolutions_are_pytorchs);
     RUN(linear_flattens_a_map_as_pytorch_does);
     RUN(batchnorm_is_pytorchs_in_both_modes);

@@ -238,11 +238,7 @@ static void float_gradients_of_nets_equal_the_double_ones(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ 0 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(0);
     RUN(every_op_has_the_gradient_of_its_forward);
     RUN(a_net_of_everything_has_the_gradient_of_its_forward);
     RUN(float_gradients_of_every_op_equal_the_double_ones);

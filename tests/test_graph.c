@@ -6,8 +6,6 @@
 #include "tests/naive.h"
 #include "core/io.h"
 
-static char folder[256];
-
 /* stem, a block with a projection, every attribute away from its default somewhere. */
 static nn_graph *small_net(err *e)
 {
@@ -269,13 +267,6 @@ static void initialisation_is_hes_and_repeats(void)
     nn_graph_free(h);
 }
 
-static char *path_of(const char *name)
-{
-    static char path[300];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
 static void a_model_file_gives_back_every_bit(void)
 {
     err e = { 0 };
@@ -284,8 +275,8 @@ static void a_model_file_gives_back_every_bit(void)
     g->param[0].x[0] = NAN;
     g->param[0].x[1] = -0.0f;
     g->param[0].x[2] = 1e-42f;
-    CHECK_OK(nn_model_save(g, path_of("m.safetensors"), &(nn_meta){ "epoch", "7" }, 1, &e), e);
-    nn_graph *h = nn_model_load(path_of("m.safetensors"), &e);
+    CHECK_OK(nn_model_save(g, in_dir("m.safetensors"), &(nn_meta){ "epoch", "7" }, 1, &e), e);
+    nn_graph *h = nn_model_load(in_dir("m.safetensors"), &e);
     CHECK_OK(h, e);
     char *a = text_of(g), *b = h ? text_of(h) : NULL;
     CHECK_TEXT(b, a);
@@ -293,7 +284,7 @@ static void a_model_file_gives_back_every_bit(void)
         CHECK(memcmp(g->param[i].x, h->param[i].x,
                      (size_t)nn_param_count(&g->param[i]) * sizeof(float)) == 0);
     tensor_file f;
-    CHECK_OK(tensor_file_open(&f, path_of("m.safetensors"), &e), e);
+    CHECK_OK(tensor_file_open(&f, in_dir("m.safetensors"), &e), e);
     CHECK_TEXT(tensor_file_meta(&f, "epoch"), "7");
     CHECK_TEXT(tensor_file_meta(&f, "arch"), g->arch);
     CHECK_TEXT(tensor_file_meta(&f, "barrier"), "stride_1x1");
@@ -333,7 +324,8 @@ static void a_model_file_that_does_not_fit_its_graph_is_refused(void)
 {
     err e = { 0 };
     nn_graph *g = small_net(&e);
-    char *text = text_of(g), *path = path_of("bad.safetensors");
+    char *text = text_of(g);
+    const char *path = in_dir("bad.safetensors");
     save_with_text(g, text, 2, path);
     CHECK(!nn_model_load(path, &e) && e.code == ERR_DATA && strstr(e.msg, g->param[2].name) &&
           strstr(e.msg, "bad.safetensors"));
@@ -349,7 +341,7 @@ static void a_model_file_that_does_not_fit_its_graph_is_refused(void)
     CHECK(!nn_model_load(path, &e) && e.code == ERR_DATA);
     save_with_text(g, "graph\nx = relu(y)\n", -1, path);
     CHECK(!nn_model_load(path, &e) && e.code == ERR_DATA && strstr(e.msg, "line 2"));
-    CHECK(!nn_model_load(path_of("absent.safetensors"), &e) && e.code == ERR_NOINPUT);
+    CHECK(!nn_model_load(in_dir("absent.safetensors"), &e) && e.code == ERR_NOINPUT);
     mem_free(text);
     nn_graph_free(g);
 }
@@ -383,13 +375,8 @@ static void running_out_of_memory_is_an_error_everywhere(void)
 
 int main(void)
 {
-    err e = { 0 };
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/test_graph.XXXXXX", tmp ? tmp : "/tmp");
-    if (!core_init(&(core_options){ 0 }, &e) || !mkdtemp(folder)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(0);
+    make_dir();
     RUN(the_text_form_round_trips);
     RUN(garbage_is_refused_with_its_line);
     RUN(damaged_text_never_does_harm);
@@ -401,9 +388,7 @@ int main(void)
     RUN(a_model_file_gives_back_every_bit);
     RUN(a_model_file_that_does_not_fit_its_graph_is_refused);
     RUN(running_out_of_memory_is_an_error_everywhere);
-    unlink(path_of("m.safetensors"));
-    unlink(path_of("bad.safetensors"));
-    rmdir(folder);
+    remove_dir();
     core_stop();
     END();
 }

@@ -8,7 +8,7 @@
 
 #define DATA "../shared/data/"
 
-static char dir[] = "/tmp/importXXXXXX", file[64];
+static const char *file;
 
 static nn_graph *make(const char *name, nn_build b)
 {
@@ -354,12 +354,9 @@ static void classes_of_a_head_can_be_picked(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 2 }, &e) || !mkdtemp(dir)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
-    snprintf(file, sizeof file, "%s/w.safetensors", dir);
+    START(2);
+    make_dir();
+    file = in_dir("w.safetensors");
     RUN(what_does_not_fit_is_named_and_counted);
     RUN(many_faults_are_counted_and_the_first_ones_named);
     RUN(values_that_are_not_finite_are_refused);
@@ -373,8 +370,7 @@ int main(void)
     RUN(weights_of_another_network_are_refused);
     RUN(a_head_for_other_classes_keeps_its_own_values);
     RUN(classes_of_a_head_can_be_picked);
-    unlink(file);
-    rmdir(dir);
+    remove_dir();
     core_stop();
     END();
 }

@@ -7,20 +7,12 @@
 #include <unistd.h>
 #include <zlib.h>
 
-static char folder[256];
-
-static const char *temp(const char *name) {
-    static char path[512];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
 /* Plainly: thousands of files, and file_write waits for the disk. */
 static const char *temp_with(const char *name, const void *data, size_t len) {
-    FILE *f = fopen(temp(name), "wb");
+    FILE *f = fopen(in_dir(name), "wb");
     CHECK(f && fwrite(data, 1, len, f) == len);
     if (f) fclose(f);
-    return temp(name);
+    return in_dir(name);
 }
 
 #define HAS(e, part) do { if (!strstr((e).msg, part)) CHECK_TEXT((e).msg, part); } while (0)
@@ -287,7 +279,7 @@ static void numbers_print_shortest_and_read_back(void) {
 
 static void json_read_names_the_file(void) {
     err e;
-    CHECK(!json_read(temp("absent.json"), &e) && e.code == ERR_NOINPUT);
+    CHECK(!json_read(in_dir("absent.json"), &e) && e.code == ERR_NOINPUT);
     CHECK(!json_read(temp_with("bad.json", "{\n]", 3), &e) && e.code == ERR_DATA);
     HAS(e, "bad.json: 2:1: expected a key");
     CHECK(!json_read(temp_with("empty.json", "", 0), &e) && e.code == ERR_DATA);
@@ -378,7 +370,7 @@ static void csv_refuses_broken_tables(void) {
     }
     CHECK(!csv_read(&t, temp_with("nul.csv", "a\n\0\n", 4), &e) && e.code == ERR_DATA);
     HAS(e, "NUL");
-    CHECK(!csv_read(&t, temp("absent.csv"), &e) && e.code == ERR_NOINPUT);
+    CHECK(!csv_read(&t, in_dir("absent.csv"), &e) && e.code == ERR_NOINPUT);
 }
 
 static void csv_accepts_a_header_alone_a_byte_order_mark_and_blank_ends(void) {
@@ -450,8 +442,8 @@ static buf sample_file(void) {
     buf b = {0};
     err e;
     int n = sample_tensors(t);
-    CHECK_OK(safetensors_write(temp("s.safetensors"), t, n, sample_meta, 2, &e), e);
-    CHECK_OK(file_read(temp("s.safetensors"), &b, &e), e);
+    CHECK_OK(safetensors_write(in_dir("s.safetensors"), t, n, sample_meta, 2, &e), e);
+    CHECK_OK(file_read(in_dir("s.safetensors"), &b, &e), e);
     return b;
 }
 
@@ -465,7 +457,7 @@ static void safetensors_written_are_read_back(void) {
     uint64_t header = 0;
     memcpy(&header, b.data, 8);
     CHECK((header + 8) % 64 == 0 && b.len == header + 8 + 24 + 8 + 3);
-    CHECK_OK(tensor_file_open(&f, temp("s.safetensors"), &e), e);
+    CHECK_OK(tensor_file_open(&f, in_dir("s.safetensors"), &e), e);
     CHECK(f.n == 4 && f.n_meta == 2);
     CHECK_TEXT(tensor_file_meta(&f, "graph"), "conv 3\nrelu");
     CHECK(tensor_file_meta(&f, "no") == NULL && tensor_file_find(&f, "no") == NULL);
@@ -576,7 +568,7 @@ static void safetensors_headers_are_checked_strictly(void) {
     CHECK(!tensor_file_open(&f, temp_with("x.bin", "hello, this is a text", 21), &e));
     HAS(e, "x.bin: is neither safetensors nor a PyTorch file");
     CHECK(!tensor_file_open(&f, temp_with("empty.bin", "", 0), &e) && e.code == ERR_DATA);
-    CHECK(!tensor_file_open(&f, temp("absent.bin"), &e) && e.code == ERR_NOINPUT);
+    CHECK(!tensor_file_open(&f, in_dir("absent.bin"), &e) && e.code == ERR_NOINPUT);
 }
 
 static void safetensors_writer_refuses_what_cannot_be_read(void) {
@@ -603,9 +595,7 @@ static void safetensors_writer_refuses_what_cannot_be_read(void) {
     CHECK(!safetensors_write(path, &bad, 1, NULL, 0, &e));
     HAS(e, "writing nowhere.safetensors: tensor a is not contiguous");
     CHECK(!file_exists(path));
-    char gone[600];
-    snprintf(gone, sizeof gone, "%s/no/such/folder/x", folder);
-    CHECK(!safetensors_write(gone, &one, 1, NULL, 0, &e) && e.code == ERR_IO);
+    CHECK(!safetensors_write(in_dir("no/such/folder/x"), &one, 1, NULL, 0, &e) && e.code == ERR_IO);
 }
 
 static bool parse_safetensors(const char *data, size_t size, err *e) {
@@ -643,13 +633,13 @@ static void failed_allocations_are_reported(void) {
         tensor_file_close(&f);
         e.code = ERR_NONE;
         mem_fail_at(k);
-        written = written || safetensors_write(temp("m.safetensors"), t, n, sample_meta, 2, &e);
+        written = written || safetensors_write(in_dir("m.safetensors"), t, n, sample_meta, 2, &e);
         mem_fail_at(0);
         CHECK(written || e.code == ERR_NOMEM);
         csv_table table;
         temp_with("m.csv", "a,b\n1,2\n", 8);
         mem_fail_at(k);
-        ok = csv_read(&table, temp("m.csv"), &e);
+        ok = csv_read(&table, in_dir("m.csv"), &e);
         mem_fail_at(0);
         CHECK(ok || e.code == ERR_NOMEM);
         if (ok) csv_free(&table);
@@ -721,15 +711,15 @@ static void gzip_reads_members_in_a_row_and_plain_files(void) {
     buf_put(&one, two.data, two.len);
     CHECK_OK(gzip_read(temp_with("m.gz", one.data, one.len), 50006, &out, &e), e);
     CHECK(out.len == 50006 && !memcmp(out.data, "hello \0\0", 8));
-    CHECK(!gzip_read(temp("m.gz"), 50005, &out, &e) && e.code == ERR_DATA);
+    CHECK(!gzip_read(in_dir("m.gz"), 50005, &out, &e) && e.code == ERR_DATA);
     HAS(e, "m.gz: gzip: unpacks to more than 50005 bytes");
     CHECK(out.len == 0);
     CHECK_OK(gzip_read(temp_with("plain", "text", 4), 4, &out, &e), e);
     CHECK(out.len == 4 && !strcmp(out.data, "text"));
-    CHECK(!gzip_read(temp("plain"), 3, &out, &e) && e.code == ERR_DATA);
+    CHECK(!gzip_read(in_dir("plain"), 3, &out, &e) && e.code == ERR_DATA);
     HAS(e, "holds 4 bytes");
     CHECK_OK(gzip_read(temp_with("plain0", "", 0), 0, &out, &e), e);
-    CHECK(!gzip_read(temp("absent"), 9, &out, &e) && e.code == ERR_NOINPUT);
+    CHECK(!gzip_read(in_dir("absent"), 9, &out, &e) && e.code == ERR_NOINPUT);
     buf_free(&one);
     buf_free(&two);
     buf_free(&out);
@@ -810,9 +800,7 @@ static void svg_survives_odd_numbers(void) {
 }
 
 int main(void) {
-    const char *base = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/lm_io_XXXXXX", base && *base ? base : "/tmp");
-    if (!mkdtemp(folder)) return 1;
+    make_dir();
     RUN(json_reads_every_kind_of_value);
     RUN(json_typed_access_names_the_key);
     RUN(json_refuses_what_is_not_json);
@@ -843,8 +831,6 @@ int main(void) {
     RUN(fashion_mnist_unpacks_to_its_size);
     RUN(svg_holds_lines_markers_labels_and_escaped_text);
     RUN(svg_survives_odd_numbers);
-    char command[300];
-    snprintf(command, sizeof command, "rm -rf '%s'", folder);
-    if (system(command)) return 1;
+    remove_dir();
     END();
 }

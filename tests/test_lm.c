@@ -10,15 +10,6 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-static char folder[] = "/tmp/layermerge-lm-XXXXXX";
-
-static const char *in_folder(const char *name)
-{
-    static char path[256];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
 /* A network of that size, saved as `name`. */
 static void save(const char *name, const char *arch, nn_build b)
 {
@@ -26,7 +17,7 @@ static void save(const char *name, const char *arch, nn_build b)
     nn_graph *g = nn_model_find(arch)->build(&b, &e);
     CHECK_OK(g, e);
     nn_state_init(g, 5);
-    CHECK_OK(nn_model_save(g, in_folder(name), &(nn_meta){ "labels", "cat\ndog\nhorse" }, 1, &e), e);
+    CHECK_OK(nn_model_save(g, in_dir(name), &(nn_meta){ "labels", "cat\ndog\nhorse" }, 1, &e), e);
     nn_graph_free(g);
 }
 
@@ -50,7 +41,7 @@ static void fill_images(void)
 
 static void a_model_is_loaded_planned_run_and_freed(void)
 {
-    lm_model *m = lm_load(in_folder("m"));
+    lm_model *m = lm_load(in_dir("m"));
     CHECK(m);
     lm_shape in = lm_input(m), out = lm_output(m);
     CHECK(in.c == 3 && in.h == SIDE && in.w == SIDE && out.c == CLASSES && out.h == 1 && out.w == 1);
@@ -65,7 +56,7 @@ static void a_model_is_loaded_planned_run_and_freed(void)
 
 static void any_number_of_images_on_any_threads_gives_the_same_bits(void)
 {
-    lm_model *m = lm_load(in_folder("m"));
+    lm_model *m = lm_load(in_dir("m"));
     float one[IMAGES * CLASSES], y[IMAGES * CLASSES];
     CHECK(lm_plan(m, 1, 1) == 0 && lm_run(m, IMAGES, images, one) == 0);
     static const struct { int batch, threads; } way[] = { { 3, 1 }, { 7, 2 }, { 16, 3 } };
@@ -84,7 +75,7 @@ static void any_number_of_images_on_any_threads_gives_the_same_bits(void)
 
 static void models_share_the_pool(void)
 {
-    lm_model *a = lm_load(in_folder("m")), *b = lm_load(in_folder("m"));
+    lm_model *a = lm_load(in_dir("m")), *b = lm_load(in_dir("m"));
     float ya[CLASSES], yb[CLASSES];
     CHECK(lm_plan(a, 1, 2) == 0 && lm_plan(b, 1, 0) == 0);
     CHECK(lm_plan(b, 1, 3) == ERR_CONFIG && says("3 threads wanted, the other models of this process share 2"));
@@ -94,7 +85,7 @@ static void models_share_the_pool(void)
     lm_free(a);
     CHECK(lm_run(b, 1, images, yb) == 0 && !memcmp(ya, yb, sizeof ya));
     lm_free(b);
-    lm_model *c = lm_load(in_folder("m"));
+    lm_model *c = lm_load(in_dir("m"));
     CHECK(lm_plan(c, 1, 3) == 0);            /* nobody else is left */
     lm_free(c);
 }
@@ -114,7 +105,7 @@ static void threads_of_the_caller_run_models_side_by_side(void)
     job j[3] = { { 0 } };
     pthread_t t[3];
     for (int i = 0; i < 3; i++) {
-        j[i].m = lm_load(in_folder("m"));
+        j[i].m = lm_load(in_dir("m"));
         CHECK(lm_plan(j[i].m, 4, 2) == 0);
     }
     for (int i = 0; i < 3; i++)
@@ -131,7 +122,7 @@ static void a_planned_model_leaves_signals_and_cores_alone(void)
 {
     struct sigaction before = { .sa_handler = SIG_DFL }, after;
     sigaction(SIGPIPE, &before, NULL);
-    lm_model *m = lm_load(in_folder("m"));
+    lm_model *m = lm_load(in_dir("m"));
     const int cpus = core_cpus();
     CHECK(lm_plan(m, 1, 0) == 0);
     sigaction(SIGPIPE, NULL, &after);
@@ -145,20 +136,20 @@ static void images_are_prepared_as_the_file_says(void)
     uint8_t pixel[16 * 20 * 3];
     for (int i = 0; i < (int)sizeof pixel; i++)
         pixel[i] = (uint8_t)(i * 7);
-    CHECK_OK(image_write_png(in_folder("i.png"), &(data_image){ 16, 20, 3, pixel }, &e), e);
-    lm_model *m = lm_load(in_folder("m"));
-    nn_graph *g = nn_model_load(in_folder("m"), &e);
+    CHECK_OK(image_write_png(in_dir("i.png"), &(data_image){ 16, 20, 3, pixel }, &e), e);
+    lm_model *m = lm_load(in_dir("m"));
+    nn_graph *g = nn_model_load(in_dir("m"), &e);
     float x[IMAGE], again[IMAGE], want[IMAGE], planes[IMAGE];
     data_prep prep;
     CHECK_OK(g && data_prep_parse(&prep, g->prep, &e), e);
-    CHECK_OK(data_load_file(in_folder("i.png"), &prep, want, &e), e);
+    CHECK_OK(data_load_file(in_dir("i.png"), &prep, want, &e), e);
     nhwc_to_nchw(want, 1, SIDE, SIDE, 3, planes);
-    CHECK(lm_image(m, in_folder("i.png"), x) == 0 && !memcmp(x, planes, sizeof x));
+    CHECK(lm_image(m, in_dir("i.png"), x) == 0 && !memcmp(x, planes, sizeof x));
     buf b = { 0 };
-    CHECK_OK(file_read(in_folder("i.png"), &b, &e), e);
+    CHECK_OK(file_read(in_dir("i.png"), &b, &e), e);
     CHECK(lm_image_bytes(m, b.data, b.len, again) == 0 && !memcmp(x, again, sizeof x));
     CHECK(lm_image_bytes(m, b.data, b.len / 2, again) == ERR_DATA && says("the image"));
-    CHECK(lm_image(m, in_folder("none.png"), x) == ERR_NOINPUT && says("none.png"));
+    CHECK(lm_image(m, in_dir("none.png"), x) == ERR_NOINPUT && says("none.png"));
     buf_free(&b);
     nn_graph_free(g);
     lm_free(m);
@@ -166,9 +157,9 @@ static void images_are_prepared_as_the_file_says(void)
 
 static void what_cannot_be_is_a_code_and_a_sentence(void)
 {
-    CHECK(!lm_load(in_folder("none")) && says("none"));
+    CHECK(!lm_load(in_dir("none")) && says("none"));
     CHECK(!lm_load("/dev/null") && says("neither safetensors"));
-    lm_model *m = lm_load(in_folder("m"));
+    lm_model *m = lm_load(in_dir("m"));
     CHECK(lm_plan(m, 0, 1) == ERR_CONFIG && says("a batch of 0"));
     CHECK(lm_plan(m, 1, -1) == ERR_CONFIG && lm_plan(m, 1, 100000) == ERR_CONFIG && says("100000 threads"));
     CHECK(lm_plan(m, 1, 1) == 0 && lm_run(m, -1, images, images) == ERR_CONFIG);
@@ -178,8 +169,7 @@ static void what_cannot_be_is_a_code_and_a_sentence(void)
 
 int main(void)
 {
-    if (!mkdtemp(folder))
-        return 1;
+    make_dir();
     fill_images();
     save("m", "resnet20", (nn_build){ .classes = CLASSES, .h = SIDE, .w = SIDE, .c = 3 });
     RUN(a_model_is_loaded_planned_run_and_freed);
@@ -189,8 +179,6 @@ int main(void)
     RUN(a_planned_model_leaves_signals_and_cores_alone);
     RUN(images_are_prepared_as_the_file_says);
     RUN(what_cannot_be_is_a_code_and_a_sentence);
-    unlink(in_folder("m"));
-    unlink(in_folder("i.png"));
-    rmdir(folder);
+    remove_dir();
     END();
 }

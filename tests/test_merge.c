@@ -276,11 +276,7 @@ static void images_verify_too(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 2 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(2);
     dice = rng_at(3, RNG_TEST, 0, 0);
     RUN(merged_equals_pruned_in_double_up_to_the_border);
     RUN(merged_equals_pruned_through_plans);

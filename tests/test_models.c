@@ -302,9 +302,8 @@ static void an_input_size_is_three_positive_numbers(void)
 static void a_model_opens_by_name_or_from_its_file(void)
 {
     err e = { 0 };
-    char dir[] = "/tmp/modelsXXXXXX", path[64];
-    CHECK(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/m.safetensors", dir);
+    make_dir();
+    const char *path = in_dir("m.safetensors");
     nn_build b = { .classes = 4, .h = 16, .w = 16 };
     nn_graph *g = nn_model_open("resnet20", &b, 1, &e), *h, *other = nn_model_open("resnet20", &b, 2, &e);
     CHECK_OK(g && other && nn_model_save(g, path, NULL, 0, &e), e);
@@ -318,8 +317,7 @@ static void a_model_opens_by_name_or_from_its_file(void)
     CHECK(!nn_model_open(path, &(nn_build){ .classes = 10 }, 1, &e) && strstr(e.msg, "4 classes, not 10"));
     CHECK(!nn_model_open(path, &(nn_build){ .h = 32, .w = 32, .c = 3 }, 1, &e) && strstr(e.msg, "3,16,16"));
     CHECK(!nn_model_open("resnet21", NULL, 1, &e) && e.code == ERR_NOINPUT && strstr(e.msg, "resnet20"));
-    unlink(path);
-    rmdir(dir);
+    remove_dir();
     nn_graph_free(g);
     nn_graph_free(other);
 }
@@ -343,11 +341,7 @@ static void a_builder_survives_running_out_of_memory(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 2 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(2);
     RUN(sizes_are_the_published_ones);
     RUN(resnet34_has_3_64_g_multiply_adds_without_projections);
     RUN(mobilenetv2_has_the_channels_of_its_width);

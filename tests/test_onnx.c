@@ -353,12 +353,11 @@ static void what_onnx_cannot_say_is_refused_by_name(void)
 /* ---- ONNX Runtime ---------------------------------------------------------------------------------- */
 
 enum { BATCH = 4 };
-static char folder[] = "/tmp/layermerge-onnx-XXXXXX";
 
 static bool put(const char *called, const char *suffix, const void *data, size_t size)
 {
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s%s", folder, called, suffix);
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s%s", temp_dir, called, suffix);
     FILE *f = fopen(path, "ab");
     bool ok = f && fwrite(data, 1, size, f) == size;
     return (f && !fclose(f)) && ok;
@@ -396,10 +395,10 @@ static float *leave(nn_graph *g, const char *called)
 static double difference(const char *called, const char *suffix, const float *y, int64_t n)
 {
     err e = { 0 };
-    char path[256];
+    char path[512];
     buf b = { 0 };
     double worst = 0, size = 0;
-    snprintf(path, sizeof path, "%s/%s%s", folder, called, suffix);
+    snprintf(path, sizeof path, "%s/%s%s", temp_dir, called, suffix);
     if (!file_read(path, &b, &e) || b.len != (size_t)n * sizeof *y)
         worst = HUGE_VAL;
     for (int64_t i = 0; worst < HUGE_VAL && i < n; i++) {
@@ -420,24 +419,18 @@ static bool runtime(const char *arguments)
     return system(command) == 0;
 }
 
-static void clear_folder(void)
-{
-    char command[256];
-    snprintf(command, sizeof command, "rm -f %s/*", folder);
-    CHECK(system(command) == 0);
-}
-
 /* Both batch sizes of all graphs. */
 static void compare(nn_graph *const *g, int n)
 {
     float **y = mem_new((size_t)n, sizeof *y, NULL);
-    char called[64], run[256];
+    char called[64], run[288];
     double worst = 0;
+    make_dir();
     for (int i = 0; i < n; i++) {
         snprintf(called, sizeof called, "%.40s-%d", g[i]->arch, i);
         y[i] = leave(g[i], called);
     }
-    snprintf(run, sizeof run, "tests/onnx_run.js %s", folder);
+    snprintf(run, sizeof run, "tests/onnx_run.js %s", temp_dir);
     CHECK(runtime(run));
     for (int i = 0; i < n; i++) {
         const int64_t *d = g[i]->node[g[i]->output].dim, one = d[1] * d[2] * d[3];
@@ -450,11 +443,11 @@ static void compare(nn_graph *const *g, int n)
         mem_free(y[i]);
     }
     mem_free(y);
-    clear_folder();
+    remove_dir();
     printf("%s against ONNX Runtime: %.1e\n", n > 3 ? "random networks" : g[0]->arch, worst);
 }
 
-static bool can_run(void) { return runtime("-e \"require('onnxruntime-node')\" 2>/dev/null") && mkdtemp(folder); }
+static bool can_run(void) { return runtime("-e \"require('onnxruntime-node')\" 2>/dev/null"); }
 
 static void onnx_runtime_agrees_on_random_networks(void)
 {
@@ -500,11 +493,7 @@ static void skipped_without_onnx_runtime(void) { SKIP("no node with onnxruntime-
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 2 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(2);
     dice = rng_at(11, RNG_TEST, 0, 0);
     RUN(convolutions_keep_their_geometry);
     RUN(every_op_has_its_onnx_name);
@@ -516,7 +505,6 @@ int main(void)
     if (can_run()) {
         RUN(onnx_runtime_agrees_on_random_networks);
         RUN(onnx_runtime_agrees_on_every_network_pruned_and_merged);
-        rmdir(folder);
     } else
         RUN(skipped_without_onnx_runtime);
     core_stop();

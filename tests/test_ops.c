@@ -271,11 +271,7 @@ static void a_nan_goes_in_and_comes_out(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ 0 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(0);
     RUN(every_op_computes_its_definition);
     RUN(a_fused_chain_computes_its_definition);
     RUN(batchnorm_follows_the_batches_as_pytorch_does);

@@ -36,7 +36,7 @@ static void a_pack_holds_what_it_was_made_from(void) {
     static const char *const spec[] = { NULL, "builtin:shapes,size=12,train=70,classes=3" };
     for (int i = 0; i < 2; i++)
         for (int small = 0; small < 2; small++) {
-            char name[16];
+            char name[32];
             snprintf(name, sizeof name, "pack%d%d", i, small);
             data_set *s = open_ok(spec[i] ? spec[i] : dir, "train", 0);
             CHECK(pack_ok(s, "train", name, 0, small ? 500 : 1 << 20) == data_count(s));

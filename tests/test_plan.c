@@ -588,11 +588,7 @@ static void the_ruler_orders_plans_by_their_work(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ 0 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(0);
     RUN(fused_plans_compute_what_unfused_ones_do);
     RUN(a_net_computes_its_definition);
     RUN(infer_with_the_batches_statistics_equals_train);

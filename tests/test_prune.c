@@ -391,11 +391,7 @@ static void running_out_of_memory_leaves_nothing_behind(void)
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 1 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
+    START(1);
     dice = rng_at(2, RNG_TEST, 0, 0);
     RUN(keeping_everything_gives_the_original_network);
     RUN(inside_the_border_a_pruned_network_is_the_original_without_what_was_removed);

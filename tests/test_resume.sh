@@ -35,27 +35,36 @@ start two 2
 finish
 check "two threads make the bytes of one" cmp -s "$dir/whole.safetensors" "$dir/two.safetensors"
 
-some_moment() {                              # up to the time an unbroken run takes
-    od -An -N2 -tu2 /dev/urandom | awk -v took="$took" '{ print 0.01 + $1 / 65536 * took }'
+seed=${SEED:-$(date +%s)}                    # of the moments; SEED=N repeats them
+echo "kill -9 at twenty moments of seed $seed, a run takes $took s"
+moments=$(awk -v seed="$seed" -v took="$took" 'BEGIN {
+    srand(seed)
+    for (i = 0; i < 20; i++) print 0.01 + rand() * took
+}')
+
+ended() {                                    # a run that was killed before has come to its end
+    check "a killed run ends with the bytes of an unbroken one" \
+        cmp -s "$dir/whole.safetensors" "$dir/killed.safetensors"
+    check "metrics.csv has one header and every epoch once" \
+        test "$(cut -d, -f1 "$dir/killed/metrics.csv" | tr '\n' ' ')" = "step 5 10 "
+    check "killed writers leave nothing behind" \
+        test "$(ls -A "$dir/killed/checkpoints" | tr '\n' ' ')" = "last.safetensors previous.safetensors "
+    rm -rf "$dir/killed" "$dir/killed.safetensors"
 }
 
-status=1 kills=0
-while [ $status != 0 ] && [ $kills -lt 6 ]; do
+kills=0
+for moment in $moments; do                   # one run after the other, each killed until it ends
     start killed $((1 + kills % 2))
-    sleep "$(some_moment)"
+    sleep "$moment"
     kill -9 $child 2> /dev/null
     finish
     kills=$((kills + 1))
+    [ $status != 0 ] || ended
 done
 start killed 1
 finish
 check "a killed run can be run again" test $status = 0
-check "a killed run ends with the bytes of an unbroken one" \
-    cmp -s "$dir/whole.safetensors" "$dir/killed.safetensors"
-check "metrics.csv has one header and every epoch once" \
-    test "$(cut -d, -f1 "$dir/killed/metrics.csv" | tr '\n' ' ')" = "step 5 10 "
-check "killed writers leave nothing behind" \
-    test "$(ls -A "$dir/killed/checkpoints" | tr '\n' ' ')" = "last.safetensors previous.safetensors "
+ended
 
 status=0 tries=0
 while [ $status = 0 ] && [ $tries -lt 5 ]; do   # on a busy machine the signal may come too late

@@ -8,16 +8,6 @@
 
 #include "tests/test.h"
 
-static char temp[256];           /* a folder of this program's own */
-
-static const char *in_temp(const char *name) {   /* good until eight calls later */
-    static char path[8][512];
-    static int turn;
-    turn = (turn + 1) % 8;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", temp, name);
-    return path[turn];
-}
-
 /* ---- small things to train ------------------------------------------------------------------------ */
 
 static data_set *open_shapes(const char *split) {
@@ -406,11 +396,11 @@ static void a_run_that_is_stopped_and_continued_has_the_bits_of_an_unbroken_one(
     r.augment = (data_augment){ .pad = 2, .hflip = 0.5, .mixup = 0.2, .erase = 0.2 };
     r.ema = 0.9;
     r.smoothing = 0.1;
-    check_resume(&r, 0.2f, in_temp("sgd"), in_temp("sgd-pieces"), in_temp("sgd-pieces/metrics.csv"));
+    check_resume(&r, 0.2f, in_dir("sgd"), in_dir("sgd-pieces"), in_dir("sgd-pieces/metrics.csv"));
     r.opt = OPT_ADAMW;
     r.lr = 0.01;
     r.clip = 1;
-    check_resume(&r, 0, in_temp("adam"), in_temp("adam-pieces"), in_temp("adam-pieces/metrics.csv"));
+    check_resume(&r, 0, in_dir("adam"), in_dir("adam-pieces"), in_dir("adam-pieces/metrics.csv"));
 }
 
 static void one_and_two_threads_train_to_the_same_bits(void) {
@@ -435,7 +425,7 @@ static void a_finished_run_returns_at_once_with_the_same_result(void) {
     stage s = stage_new(0);
     train_recipe r = tiny_recipe();
     train_result first, again;
-    const char *dir = in_temp("finished");
+    const char *dir = in_dir("finished");
     nn_graph *g = train_with_stops(&s, &r, dir, 0, &first), *h = nn_graph_copy(s.start, &e);
     watch w = {0};
     train_job job = job_on(&s, h, &r, dir);
@@ -465,8 +455,8 @@ static void a_damaged_checkpoint_is_never_continued_from(void) {
     train_recipe r = tiny_recipe();
     train_result whole, out;
     nn_graph *g = train_with_stops(&s, &r, NULL, 0, &whole);
-    const char *dir = in_temp("damaged"), *last = in_temp("damaged/checkpoints/last.safetensors");
-    const char *previous = in_temp("damaged/checkpoints/previous.safetensors");
+    const char *dir = in_dir("damaged"), *last = in_dir("damaged/checkpoints/last.safetensors");
+    const char *previous = in_dir("damaged/checkpoints/previous.safetensors");
     static const double where[] = { 0.001, 0.02, 0.5, 0.999, 0.3 };
     for (int i = 0; i < 5; i++) {
         err e = {0};
@@ -505,7 +495,7 @@ static void the_checkpoint_of_another_job_is_refused(void) {
     stage s = stage_new(0);
     train_recipe r = tiny_recipe();
     train_result out;
-    const char *dir = in_temp("other");
+    const char *dir = in_dir("other");
     nn_graph *g = train_with_stops(&s, &r, dir, 0, &out);
     for (int i = 0; i < 3; i++) {
         nn_graph *h = nn_graph_copy(s.start, &e);
@@ -526,7 +516,7 @@ static void a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(vo
     stage s = stage_new(0);
     train_recipe r = tiny_recipe();
     train_result out;
-    const char *dir = in_temp("nonfinite");
+    const char *dir = in_dir("nonfinite");
     nn_graph *g = nn_graph_copy(s.start, &e);
     for (int i = 0; i < g->n_param; i++)      /* a classifier that explodes at the first large step */
         if (g->param[i].role == NN_WEIGHT) g->param[i].x[0] = 1e5f;
@@ -536,9 +526,9 @@ static void a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(vo
     CHECK(!train_run(&job, &out, &e) && e.code == ERR_NONFINITE);
     CHECK(strstr(e.msg, "step ") && strstr(e.msg, "of 15"));
     tensor_file f;
-    CHECK_OK(tensor_file_open(&f, in_temp("nonfinite/checkpoints/last.safetensors"), &e), e);
+    CHECK_OK(tensor_file_open(&f, in_dir("nonfinite/checkpoints/last.safetensors"), &e), e);
     tensor_file_close(&f);
-    CHECK(count_lines(in_temp("nonfinite/log.txt"), "") >= 2);
+    CHECK(count_lines(in_dir("nonfinite/log.txt"), "") >= 2);
     nn_graph_free(g);
     stage_free(&s);
 }
@@ -548,7 +538,7 @@ static void a_full_disk_leaves_the_old_checkpoints_alone(void) {
     float x[4096] = { 1, 2, 3 };
     state_slot slot = { .name = "x", .rank = 1, .dim = { 4096 }, .x = x };
     train_state s = { .job = "j", .step = 7, .val_step = -1 };
-    const char *dir = in_temp("full");
+    const char *dir = in_dir("full");
     CHECK_OK(file_make_dirs(dir, &e) && checkpoint_save(dir, &slot, 1, &s, &e), e);
 
     struct rlimit old, tight = { .rlim_cur = 1000 };
@@ -669,11 +659,11 @@ static void a_tiny_network_tells_clothes_apart_that_it_has_not_seen(void) {
 
 static void a_run_folder_accepts_only_its_own_configuration(void) {
     err e = {0};
-    const char *dir = in_temp("folder/deep");
+    const char *dir = in_dir("folder/deep");
     const char *config = "{\"verb\":\"train\",\"threads\":1,\"recipe\":{\"lr\":0.1,\"list\":[1,2]}}";
     CHECK_OK(run_dir_open(dir, config, &e), e);
-    CHECK(file_exists(in_temp("folder/deep/config.json")) && file_exists(in_temp("folder/deep/env.json")));
-    json *env = json_read(in_temp("folder/deep/env.json"), &e);
+    CHECK(file_exists(in_dir("folder/deep/config.json")) && file_exists(in_dir("folder/deep/env.json")));
+    json *env = json_read(in_dir("folder/deep/env.json"), &e);
     CHECK(env && json_get(env, "compiler"));
     json_free(env);
     CHECK_OK(run_dir_open(dir, config, &e), e);
@@ -687,13 +677,8 @@ static void a_run_folder_accepts_only_its_own_configuration(void) {
 }
 
 int main(void) {
-    err e = {0};
-    const char *base = getenv("TMPDIR");
-    snprintf(temp, sizeof temp, "%s/train-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(temp) || !core_init(&(core_options){ .threads = 1 }, &e)) {
-        fprintf(stderr, "cannot start: %s\n", e.msg);
-        return 1;
-    }
+    START(1);
+    make_dir();
     RUN(cosine_starts_at_the_peak_halves_in_the_middle_and_ends_near_zero);
     RUN(warm_up_is_linear_and_the_rest_follows_from_the_peak);
     RUN(steps_divide_by_ten_at_a_half_and_at_three_quarters);
@@ -720,8 +705,6 @@ int main(void) {
     RUN(a_tiny_network_tells_clothes_apart_that_it_has_not_seen);
     RUN(a_run_folder_accepts_only_its_own_configuration);
     core_stop();
-    char command[512];
-    snprintf(command, sizeof command, "rm -rf '%s'", temp);
-    if (system(command)) fprintf(stderr, "cannot remove %s\n", temp);
+    remove_dir();
     END();
 }
