@@ -16,6 +16,7 @@
 
 enum { SIZES = 33 };             /* powers of two below the batch, and the batch */
 enum { WEIGHT_READS = 2 };       /* what reading a weight costs beside reading a value: measured */
+enum { MACS_PER_BYTE = 50 };     /* so much arithmetic hides the fetching of a byte */
 enum { SMALL_CACHE = 8192 };     /* bytes, of NN_PLAN_SMALL_GROUPS: many stages for small networks */
 
 typedef struct {
@@ -58,7 +59,8 @@ static void find_life(choice *c, int *last)
             note_life(c, i, p->home[i], last[i]);
 }
 
-/* Bytes from afar for one image of step i: what does not fit the cache, and the weights' share. */
+/* Bytes from afar for one image of step i: what does not fit the cache and is not fetched while
+ * something else is computed, and the weights' share. */
 static double far_bytes(const choice *c, int i, int size)
 {
     const nn_step *s = &c->p->step[i];
@@ -67,7 +69,8 @@ static double far_bytes(const choice *c, int i, int size)
         return HUGE_VAL;         /* a mean over the batch */
     for (int k = 0; k < s->node->n_w; k++)
         weights += (double)nn_param_count(s->w[k]) * sizeof(float);
-    const double values = c->alive[i] * size > c->cache ? c->alive[i] : 0;
+    const double hidden = (double)nn_node_macs(c->p->g, s->id) / MACS_PER_BYTE;
+    const double values = c->alive[i] * size > c->cache ? fmax(0, c->alive[i] - hidden) : 0;
     return values + WEIGHT_READS * weights / size;
 }
 
