@@ -126,6 +126,8 @@ static bool measure_group(work *w, int batch_at, nn_plan **plan, nn_timing *t, e
     int batch = w->batch.value[batch_at];
     bool ok = true;
     for (int i = 0; ok && i < w->n; i++) {
+        if (stop_requested()) ok = err_set(e, ERR_STOPPED, "stopped while measuring");
+        if (!ok) break;
         plan[i] = w->net[i].plan = nn_plan_new(w->net[i].g, NN_INFER, batch, e);
         if (!plan[i]) ok = err_note(e, "%s, batch %d", w->net[i].name, batch);
         else fill_noise(plan[i], w->net[i].g, batch, (uint64_t)w->c->seed);

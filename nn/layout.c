@@ -3,6 +3,23 @@
  * dies with it. The first writer of a gradient writes, the others add, so nothing is ever zeroed. */
 #include "nn/op.h"
 
+/* ---- sizes ----------------------------------------------------------------------------------- */
+
+/* Twice (value and gradient) every node of the whole batch: then no sum below can overflow. */
+static bool sizes_fit(const nn_plan *p, err *e)
+{
+    size_t all = 0;
+    for (int i = 0; i < p->g->n_node; i++) {
+        size_t bytes = 2 * sizeof(float) * (size_t)p->batch;
+        for (int k = 1; k < 4; k++)
+            if (!size_mul(bytes, (size_t)p->g->node[i].dim[k], &bytes))
+                return err_set(e, ERR_NOMEM, "%s in a batch of %d is too big", p->g->node[i].name, p->batch);
+        if (!size_add(all, bytes + 128, &all))
+            return err_set(e, ERR_NOMEM, "a batch of %d is too big", p->batch);
+    }
+    return true;
+}
+
 /* ---- lifetimes ------------------------------------------------------------------------------- */
 
 enum { REFRESH = -1 };
@@ -130,8 +147,20 @@ static void add_gradients(nn_plan *p)
     }
 }
 
+/* Steps refresh one after another: all their scratch is one buffer. */
+static int refresh_buffer(nn_plan *p, int shared, size_t bytes)
+{
+    if (shared < 0)
+        return add_buffer(p, bytes, REFRESH, REFRESH);
+    nn_buffer *b = &p->buffer[shared];
+    const size_t whole_lines = (bytes + 63) / 64 * 64;
+    b->bytes = whole_lines > b->bytes ? whole_lines : b->bytes;
+    return shared;
+}
+
 static bool prepare_steps(nn_plan *p, err *e)
 {
+    int refresh = -1;
     for (int i = 0; i < p->n_step; i++) {
         nn_step *s = &p->step[i];
         if (s->op->prepare && !s->op->prepare(s, e))
@@ -141,8 +170,13 @@ static bool prepare_steps(nn_plan *p, err *e)
             const nn_memory *m = &s->mem[k];
             const int first[] = { i, back, REFRESH, i, REFRESH };
             const int last[] = { i, back, REFRESH, back, end_of_time(p) };
-            p->memory[i][k] =
-                m->bytes ? add_buffer(p, m->bytes, first[m->when], last[m->when]) : -1;
+            if (m->bytes && m->when == NN_AT_REFRESH)
+                p->memory[i][k] = refresh = refresh_buffer(p, refresh, m->bytes);
+            else
+                p->memory[i][k] =
+                    m->bytes ? add_buffer(p, m->bytes, first[m->when], last[m->when]) : -1;
+            if (p->memory[i][k] >= 0)
+                p->buffer[p->memory[i][k]].scratch = m->when <= NN_AT_REFRESH;
             p->weight_bytes += m->when == NN_ALWAYS ? m->bytes : 0;
         }
     }
@@ -273,15 +307,11 @@ static void measure_life(nn_plan *p)
         size_t live = 0, scratch = 0;
         for (int i = 0; i < p->n_buffer; i++) {
             const nn_buffer *b = &p->buffer[i];
-            if (b->same < 0 && b->first <= t && t <= b->last)
-                live += b->bytes;
+            if (b->same >= 0 || b->first > t || b->last < t)
+                continue;
+            live += b->bytes;
+            scratch += b->scratch ? b->bytes : 0;
         }
-        for (int i = 0; i < p->n_step; i++)
-            for (int k = 0; k < NN_MEMORIES; k++) {
-                const int b = p->memory[i][k];
-                if (b >= 0 && p->buffer[b].first == t && p->buffer[b].last == t)
-                    scratch += p->buffer[b].bytes;
-            }
         p->live_bytes = live > p->live_bytes ? live : p->live_bytes;
         p->scratch_bytes = scratch > p->scratch_bytes ? scratch : p->scratch_bytes;
     }
@@ -341,14 +371,26 @@ static void bind_memory(nn_plan *p)
     }
 }
 
+/* Values and gradients alone, before any step is prepared: planning the steps of a batch that no
+ * memory could hold would take long. */
+static bool may_fit(nn_plan *p, err *e)
+{
+    arena probe;
+    measure_life(p);
+    if (!arena_init(&probe, p->live_bytes, e))
+        return err_note(e, "memory of a plan for batches of %d", p->batch);
+    arena_free(&probe);
+    return true;
+}
+
 bool nn_plan_lay_out(nn_plan *p, err *e)
 {
+    if (!sizes_fit(p, e))
+        return false;
     add_values(p);
     add_gradients(p);
-    if (!prepare_steps(p, e))
-        return false;
     reuse_in_place(p);
-    if (!take_memory(p, e))
+    if (!may_fit(p, e) || !prepare_steps(p, e) || !take_memory(p, e))
         return false;
     bind_memory(p);
     return true;

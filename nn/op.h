@@ -166,6 +166,7 @@ typedef struct {
     size_t bytes, offset; int first, last;
     int same;                    /* lives in that buffer's memory; -1: has its own */
     bool whole;                  /* of all groups of a stage */
+    bool scratch;                /* alive at one time only, private to a step */
 } nn_buffer;
 
 /* Steps [first, end) run for `group` images at a time; the last group may overlap the one before. */
