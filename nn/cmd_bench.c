@@ -98,9 +98,11 @@ static bool output_is_valid(candidate *net, int batch_at) {
 
 static void show(work *w, const candidate *net, int batch, const nn_timing *t, bool valid) {
     double gmacs = (double)nn_graph_macs(net->g) * 1e-9, speed = 1e3 * batch / t->median_ms;
+    nn_plan_info m = nn_plan_describe(net->plan);
     if (!w->c->json) {
-        printf("%-32s %6d %8d %12.4f %12.4f %12.4f %12.1f %9.4f  %s\n", net->name, batch, par_threads(),
-               t->median_ms, t->p10_ms, t->p90_ms, speed, gmacs, valid ? "yes" : "NO");
+        printf("%-32s %6d %8d %12.4f %12.4f %12.4f %12.1f %9.4f %9.1f %9.1f %9.1f  %s\n", net->name, batch, par_threads(),
+               t->median_ms, t->p10_ms, t->p90_ms, speed, gmacs, (double)m.arena_bytes * 1e-6,
+               (double)m.live_bytes * 1e-6, (double)m.weight_bytes * 1e-6, valid ? "yes" : "NO");
         fflush(stdout);
     }
     json_begin(&w->json, NULL, '{');
@@ -112,6 +114,9 @@ static void show(work *w, const candidate *net, int batch, const nn_timing *t, b
     json_number(&w->json, "p90_ms", t->p90_ms);
     json_number(&w->json, "images_per_s", speed);
     json_number(&w->json, "gmacs", gmacs);
+    json_int(&w->json, "arena_bytes", (int64_t)m.arena_bytes);
+    json_int(&w->json, "live_bytes", (int64_t)m.live_bytes);
+    json_int(&w->json, "weight_bytes", (int64_t)m.weight_bytes);
     json_bool(&w->json, "valid", valid);
     json_end(&w->json, '}');
 }
@@ -126,10 +131,9 @@ static bool measure_group(work *w, int batch_at, nn_plan **plan, nn_timing *t, e
     int batch = w->batch.value[batch_at];
     bool ok = true;
     for (int i = 0; ok && i < w->n; i++) {
-        if (stop_requested()) ok = err_set(e, ERR_STOPPED, "stopped while measuring");
-        if (!ok) break;
-        plan[i] = w->net[i].plan = nn_plan_new(w->net[i].g, NN_INFER, batch, e);
-        if (!plan[i]) ok = err_note(e, "%s, batch %d", w->net[i].name, batch);
+        if (stop_requested()) ok = err_set(e, ERR_STOPPED, "stopped while planning");
+        else if (!(plan[i] = w->net[i].plan = nn_plan_new(w->net[i].g, NN_INFER, batch, e)))
+            ok = err_note(e, "%s, batch %d", w->net[i].name, batch);
         else fill_noise(plan[i], w->net[i].g, batch, (uint64_t)w->c->seed);
     }
     nn_time_options time = { .rounds = (int)w->o->rounds, .tick = tick, .ctx = w };
@@ -169,8 +173,8 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     if (ok) {
         w.progress = cli_progress_start("bench", (int64_t)w.threads.n * w.batch.n * 1000, c->quiet);
         if (!c->json)
-            printf("%-32s %6s %8s %12s %12s %12s %12s %9s  valid\n", "model", "batch", "threads", "median_ms",
-                   "p10_ms", "p90_ms", "images_per_s", "gmacs");
+            printf("%-32s %6s %8s %12s %12s %12s %12s %9s %9s %9s %9s  valid\n", "model", "batch", "threads", "median_ms",
+                   "p10_ms", "p90_ms", "images_per_s", "gmacs", "arena_mb", "live_mb", "weight_mb");
         ok = measure(&w, e);
         cli_progress_end(&w.progress);
     }

@@ -235,6 +235,36 @@ static void every_model_prints_parses_and_checks(void)
         }
 }
 
+static void check_memory(nn_graph *g, nn_mode mode, int batch, const char *name)
+{
+    err e = { 0 };
+    nn_plan *p = nn_plan_new(g, mode, batch, &e);
+    CHECK_OK(p, e);
+    if (!p) return;
+    nn_plan_info m = nn_plan_describe(p);
+    CHECK(m.live_bytes > 0 && m.arena_bytes >= m.live_bytes);
+    CHECK(m.arena_bytes <= m.live_bytes + m.live_bytes / 5);
+    if (m.arena_bytes > m.live_bytes + m.live_bytes / 5)
+        fprintf(stderr, "%s, mode %d, batch %d: arena %zu, live %zu\n", name, mode, batch, m.arena_bytes, m.live_bytes);
+    nn_plan_free(p);
+}
+
+static void an_arena_is_at_most_a_fifth_larger_than_what_is_alive(void)
+{
+    for (const nn_model *const *m = nn_models; *m; m++) {
+        err e = { 0 };
+        bool full = strcmp((*m)->name, "vgg19_bn");             /* half a gigabyte at full size */
+        nn_graph *g = make((*m)->name, full ? (nn_build){ 0 } : (nn_build){ .h = 64, .w = 64, .classes = 10 });
+        nn_graph *l = nn_graph_with_loss(g, 0, 0, 0, &e);
+        CHECK_OK(l, e);
+        check_memory(g, NN_INFER, 1, (*m)->name);
+        check_memory(g, NN_INFER, 32, (*m)->name);
+        check_memory(l, NN_TRAIN, 8, (*m)->name);
+        nn_graph_free(g);
+        nn_graph_free(l);
+    }
+}
+
 static void every_model_runs_on_small_images(void)
 {
     for (const nn_model *const *m = nn_models; *m; m++) {
@@ -352,6 +382,7 @@ int main(void)
     RUN(option_a_keeps_every_second_pixel_between_zero_channels);
     RUN(names_are_torchvisions);
     RUN(every_model_prints_parses_and_checks);
+    RUN(an_arena_is_at_most_a_fifth_larger_than_what_is_alive);
     RUN(every_model_runs_on_small_images);
     RUN(values_that_no_network_has_are_refused);
     RUN(an_input_size_is_three_positive_numbers);
