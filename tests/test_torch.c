@@ -1,0 +1,222 @@
+/* Every network beside PyTorch's, same random weights and images: logits, loss, running statistics and
+ * the gradient of every parameter. Skipped without PyTorch (Debian's python3-torch). */
+#include "core/io.h"
+#include "nn/nn.h"
+#include "tests/test.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#define FORWARD  1e-5            /* of the largest value */
+#define VARIANCE 3e-5            /* squares, and what many layers have rounded */
+#define GRADIENT 1e-4
+
+enum { BATCH = 4 };
+static char folder[] = "/tmp/layermerge-torch-XXXXXX";
+
+static const char *path_of(const char *name, const char *suffix)
+{
+    static char path[256];
+    snprintf(path, sizeof path, "%s/%s.%s", folder, name, suffix);
+    return path;
+}
+
+/* He's weights, and norms, statistics and biases that are not what they start as; no dropout. */
+static nn_graph *make(const char *model, nn_build b)
+{
+    err e = { 0 };
+    nn_graph *g = nn_model_find(model)->build(&b, &e);
+    CHECK_OK(g, e);
+    nn_state_init(g, 1);
+    rng r = rng_at(2, RNG_TEST, 0, 0);
+    for (int i = 0; i < g->n_param; i++) {
+        nn_param *p = &g->param[i];
+        for (int64_t k = 0; p->role != NN_WEIGHT && k < nn_param_count(p); k++)
+            p->x[k] += (float)(0.4 * rng_uniform(&r));
+    }
+    for (int i = 0; i < g->n_node; i++)
+        if (g->node[i].op == NN_OP_dropout)
+            g->node[i].attr.p = 0;
+    return g;
+}
+
+/* ---- comparing ----------------------------------------------------------------------------------- */
+
+static double largest(const float *x, int64_t n)
+{
+    double m = 0;
+    for (int64_t i = 0; i < n; i++)
+        m = fmax(m, fabs((double)x[i]));
+    return m;
+}
+
+/* The largest difference from the file's tensor, relative to its largest value or to `least`. */
+static double compare(const tensor_file *f, const char *name, const char *mark, const float *x, int64_t n,
+                      double least, double tolerance)
+{
+    err e = { 0 };
+    char full[256];
+    snprintf(full, sizeof full, "%s%s", name, mark);
+    const tf_tensor *t = tensor_file_find(f, full);
+    float *want = t && tf_count(t) == n ? mem_new((size_t)n, sizeof *want, &e) : NULL;
+    double diff = 0, off = HUGE_VAL;
+    if (x && want && tf_read_f32(t, want, &e)) {
+        for (int64_t i = 0; i < n; i++) {
+            const double d = fabs((double)x[i] - (double)want[i]);
+            diff = d > diff || d != d ? d : diff;
+        }
+        off = diff / fmax(fmax(largest(want, n), least), 1e-30);
+    }
+    if (!(off <= tolerance))
+        fprintf(stderr, "%s: off by %g\n", full, off);
+    CHECK(off <= tolerance);
+    mem_free(want);
+    return off;
+}
+
+typedef struct { double forward, statistics, gradient; } worst;
+
+/* Biases that the other side has moved; torch_nets.py says why. */
+static void take_biases(const tensor_file *f, nn_graph *g)
+{
+    err e = { 0 };
+    for (int i = 0; i < g->n_param; i++) {
+        const tf_tensor *t = tensor_file_find(f, g->param[i].name);
+        CHECK_OK(!t || (tf_count(t) == nn_param_count(&g->param[i]) && tf_read_f32(t, g->param[i].x, &e)), e);
+    }
+}
+
+/* The file's images or rows into the which-th input, node `in`. */
+static void fill_input(const tensor_file *f, const char *name, const nn_node *in, nn_plan *p, int which)
+{
+    err e = { 0 };
+    const int64_t *d = in->dim, n = BATCH * d[1] * d[2] * d[3];
+    const tf_tensor *t = tensor_file_find(f, name);
+    float *x = t && tf_count(t) == n ? mem_new((size_t)n, sizeof *x, &e) : NULL;
+    CHECK_OK(x && tf_read_f32(t, x, &e), e);
+    if (x)
+        nchw_to_nhwc(x, BATCH, d[3], d[1], d[2], nn_plan_input(p, which));
+    mem_free(x);
+}
+
+static void check_infer(const tensor_file *f, nn_graph *g, worst *w)
+{
+    err e = { 0 };
+    nn_plan *p = nn_plan_new(g, NN_INFER, BATCH, &e);
+    CHECK_OK(p, e);
+    if (!p)
+        return;
+    fill_input(f, "x", &g->node[0], p, 0);
+    nn_plan_forward(p);
+    w->forward = fmax(w->forward, compare(f, "y", "", nn_plan_output(p), BATCH * g->node[g->output].dim[3], 0, FORWARD));
+    nn_plan_free(p);
+}
+
+/* A bias that a norm further on takes out again has no gradient but rounding: it is measured by its
+ * weight's. */
+static void check_gradients(const tensor_file *f, const nn_graph *g, nn_plan *p, worst *w)
+{
+    for (int i = 0; i < g->n_param; i++) {
+        const nn_param *a = &g->param[i];
+        if (a->role == NN_RUNNING) {
+            w->statistics = fmax(w->statistics, compare(f, a->name, ":after", a->x, nn_param_count(a), 0, VARIANCE));
+            continue;
+        }
+        const int first = g->node[a->node].w[0];
+        const double least = a->role == NN_BIAS || a->role == NN_NORM_BIAS ? largest(nn_plan_grad(p, first), nn_param_count(&g->param[first])) : 0;
+        w->gradient = fmax(w->gradient, compare(f, a->name, ":grad", nn_plan_grad(p, i), nn_param_count(a), least, GRADIENT));
+    }
+}
+
+static void check_train(const tensor_file *f, const nn_graph *plain, worst *w)
+{
+    err e = { 0 };
+    nn_graph *g = nn_graph_with_loss(plain, 0, 0, 0, &e);
+    nn_plan *p = g ? nn_plan_new(g, NN_TRAIN, BATCH, &e) : NULL;
+    CHECK_OK(p, e);
+    if (p) {
+        fill_input(f, "x", &g->node[0], p, 0);
+        fill_input(f, "target", &g->node[plain->output], p, 1);
+        nn_plan_forward(p);
+        const float loss = (float)nn_plan_loss(p);
+        w->forward = fmax(w->forward, compare(f, "loss", "", &loss, 1, 0, FORWARD));
+        nn_plan_backward(p);
+        check_gradients(f, g, p, w);
+    }
+    nn_plan_free(p);
+    nn_graph_free(g);
+}
+
+/* ---- networks -------------------------------------------------------------------------------------- */
+
+static const struct { const char *name, *model; nn_build build; } cases[] = {
+    { "resnet20", "resnet20", { .h = 32, .w = 32, .c = 3, .classes = 10 } },
+    { "resnet56", "resnet56", { .h = 32, .w = 32, .c = 3, .classes = 10 } },
+    { "resnet18", "resnet18", { .h = 72, .w = 72, .c = 3, .classes = 7 } },
+    { "resnet34", "resnet34", { .h = 72, .w = 72, .c = 3, .classes = 7 } },
+    { "resnet50", "resnet50", { .h = 72, .w = 72, .c = 3, .classes = 7 } },
+    { "mobilenetv2", "mobilenetv2", { .h = 96, .w = 96, .c = 3, .classes = 7, .width = 1 } },
+    { "mobilenetv2_small_1.4", "mobilenetv2", { .h = 32, .w = 32, .c = 3, .classes = 7, .width = 1.4 } },
+    { "vgg8_bn", "vgg8_bn", { .h = 32, .w = 32, .c = 3, .classes = 10 } },
+    { "vgg19_bn", "vgg19_bn", { .h = 32, .w = 32, .c = 3, .classes = 7 } },
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static bool python(const char *arguments)
+{
+    char command[1024];
+    snprintf(command, sizeof command,
+             "P=/usr/bin/python3; [ -x $P ] || P=python3; PYTHONDONTWRITEBYTECODE=1 $P %s", arguments);
+    return system(command) == 0;
+}
+
+static void every_network_computes_pytorchs_logits_and_gradients(void)
+{
+    err e = { 0 };
+    char run[768];
+    nn_graph *g[CASES];
+    int at = snprintf(run, sizeof run, "tests/torch_nets.py %s", folder);
+    for (int i = 0; i < CASES; i++) {
+        g[i] = make(cases[i].model, cases[i].build);
+        CHECK_OK(nn_weights_save(g[i], path_of(cases[i].name, "model"), &e), e);
+        const nn_build *b = &cases[i].build;
+        at += snprintf(run + at, sizeof run - (size_t)at, " %s=%d,%d,%d,%d", cases[i].name, b->c, b->h, b->w, b->classes);
+    }
+    CHECK(python(run));
+    for (int i = 0; i < CASES; i++) {
+        tensor_file f;
+        worst w = { 0, 0, 0 };
+        const bool open = tensor_file_open(&f, path_of(cases[i].name, "out"), &e);
+        CHECK_OK(open, e);
+        if (open) {
+            take_biases(&f, g[i]);
+            check_infer(&f, g[i], &w);
+            check_train(&f, g[i], &w);
+            tensor_file_close(&f);
+            printf("%s against PyTorch: forward %.1e, statistics %.1e, gradients %.1e\n", cases[i].name, w.forward,
+                   w.statistics, w.gradient);
+        }
+        nn_graph_free(g[i]);
+    }
+}
+
+static void skipped_without_pytorch(void) { SKIP("no python3 with torch"); }
+
+int main(void)
+{
+    err e = { 0 };
+    if (!core_init(&(core_options){ .threads = 2 }, &e)) {
+        fprintf(stderr, "%s\n", e.msg);
+        return 1;
+    }
+    if (python("-c 'import torch' 2>/dev/null") && mkdtemp(folder)) {
+        RUN(every_network_computes_pytorchs_logits_and_gradients);
+        char clear[64];
+        snprintf(clear, sizeof clear, "rm -rf %s", folder);
+        if (system(clear))
+            fprintf(stderr, "%s is left behind\n", folder);
+    } else
+        RUN(skipped_without_pytorch);
+    core_stop();
+    END();
+}
