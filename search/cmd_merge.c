@@ -43,6 +43,8 @@ static bool open_all(work *w, err *e)
     const merge_options *o = w->o;
     nn_build b = { .classes = (int)o->classes, .width = o->width };
     data_options d = { .limit = o->limit, .seed = (uint64_t)w->c->seed };
+    if (!file_may_write(o->out, e) || (o->pruned && !file_may_write(o->pruned, e)))
+        return false;
     if (!nn_build_input(&b, o->input, e) || (o->data && !(w->set = data_open(o->data, o->split, &d, e))))
         return false;
     w->base = w->set ? train_open_model(o->model, &b, w->set, (uint64_t)w->c->seed, e)

@@ -216,6 +216,9 @@ works inspect m --segments entries.csv --json
 { head -n 1 entries.csv | sed 's/$/,importance/'; tail -n +2 entries.csv | sed 's/$/,1/'; } > i20.csv
 works solve --time t20.csv --importance i20.csv --budget 1000 --out s20.json
 works merge --model m --solution s20.json --out merged20
+refuses 74 'no-folder/x' merge --model m --solution s20.json --out no-folder/x
+check "before anything is said" [ ! -s out ]
+refuses 74 'no-folder/p' merge --model m --solution s20.json --pruned no-folder/p --out no
 wrong() {                      # WORDS SED: a solution that is not one of this network is refused
     sed "$2" s20.json > wrong.json
     cmp -s s20.json wrong.json && bad "$2 changes nothing"
