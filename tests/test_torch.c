@@ -4,21 +4,17 @@
 #include "nn/nn.h"
 #include "tests/test.h"
 
-#include <stdlib.h>
-#include <unistd.h>
-
 #define FORWARD  1e-5            /* of the largest value */
 #define VARIANCE 3e-5            /* squares, and what many layers have rounded */
 #define GRADIENT 1e-4
 
 enum { BATCH = 4 };
-static char folder[] = "/tmp/layermerge-torch-XXXXXX";
 
 static const char *path_of(const char *name, const char *suffix)
 {
-    static char path[256];
-    snprintf(path, sizeof path, "%s/%s.%s", folder, name, suffix);
-    return path;
+    char file[64];
+    snprintf(file, sizeof file, "%s.%s", name, suffix);
+    return in_dir(file);
 }
 
 /* He's weights, and norms, statistics and biases that are not what they start as; no dropout. */
@@ -164,7 +160,7 @@ enum { CASES = sizeof cases / sizeof *cases };
 
 static bool python(const char *arguments)
 {
-    char command[1024];
+    char command[1280];
     snprintf(command, sizeof command,
              "P=/usr/bin/python3; [ -x $P ] || P=python3; PYTHONDONTWRITEBYTECODE=1 $P %s", arguments);
     return system(command) == 0;
@@ -173,9 +169,9 @@ static bool python(const char *arguments)
 static void every_network_computes_pytorchs_logits_and_gradients(void)
 {
     err e = { 0 };
-    char run[768];
+    char run[1024];
     nn_graph *g[CASES];
-    int at = snprintf(run, sizeof run, "tests/torch_nets.py %s", folder);
+    int at = snprintf(run, sizeof run, "tests/torch_nets.py %s", temp_dir);
     for (int i = 0; i < CASES; i++) {
         g[i] = make(cases[i].model, cases[i].build);
         CHECK_OK(nn_weights_save(g[i], path_of(cases[i].name, "model"), &e), e);
@@ -204,19 +200,13 @@ static void skipped_without_pytorch(void) { SKIP("no python3 with torch"); }
 
 int main(void)
 {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 2 }, &e)) {
-        fprintf(stderr, "%s\n", e.msg);
-        return 1;
-    }
-    if (python("-c 'import torch' 2>/dev/null") && mkdtemp(folder)) {
+    START(2);
+    make_dir();
+    if (python("-c 'import torch' 2>/dev/null"))
         RUN(every_network_computes_pytorchs_logits_and_gradients);
-        char clear[64];
-        snprintf(clear, sizeof clear, "rm -rf %s", folder);
-        if (system(clear))
-            fprintf(stderr, "%s is left behind\n", folder);
-    } else
+    else
         RUN(skipped_without_pytorch);
+    remove_dir();
     core_stop();
     END();
 }
