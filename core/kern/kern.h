@@ -89,6 +89,18 @@ typedef struct {
     bool flag, nesterov;                                /* flag: SGD's first step; Adam's decoupled decay */
 } optim_args;
 
+/* ---- pooling: body_pool.h ------------------------------------------------------------------------- */
+
+/* One window, cut to the image: from one of its lines, pixels to the next. Forward writes channels of
+ * out; backward adds to out, which then is dx at the window's first pixel. */
+typedef struct {
+    const float *x, *dy;
+    int64_t line, step;
+    int rows, cols, channels;
+    float weight;                                       /* of a mean */
+    float *out;
+} pool_args;
+
 /* ---- the table ----------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -103,6 +115,10 @@ typedef struct {
     void (*affine)(const norm_args *);
     void (*bn_back)(const norm_args *);
     void (*act_back)(const norm_args *);
+    void (*pool_max)(const pool_args *);
+    void (*pool_max_back)(const pool_args *);
+    void (*pool_mean)(const pool_args *);
+    void (*pool_mean_back)(const pool_args *);
     void (*sgd)(const optim_args *);
     void (*adam)(const optim_args *);
     void (*blend)(const optim_args *);

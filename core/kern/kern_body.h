@@ -6,6 +6,7 @@
 #include "core/kern/body_conv.h"
 #include "core/kern/body_dw.h"
 #include "core/kern/body_norm.h"
+#include "core/kern/body_pool.h"
 
 void KERN_NAME(kern_table *k)
 {
@@ -13,4 +14,5 @@ void KERN_NAME(kern_table *k)
     fill_conv(k);
     fill_dw(k);
     fill_norm(k);
+    fill_pool(k);
 }

@@ -5,7 +5,7 @@
  * are zero. v_max and v_min return their second argument when either is NaN, so v_max(zero, x)
  * lets a NaN in x through. v_fma rounds once where the machine can.
  * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
- * back). vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
+ * back). v_pick(x, m, a, b) is a where x equals m or is NaN, else b. vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
 #ifndef LM_SIMD_H
 #define LM_SIMD_H
 
@@ -41,6 +41,11 @@ INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+INLINE vf v_pick(vf x, vf m, vf a, vf b)
+{
+    __mmask16 k = _mm512_cmp_ps_mask(x, m, _CMP_EQ_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_mask_mov_ps(b, k, a);
+}
 INLINE vf v_gate(vf y, vf lo, vf hi, vf v)
 {
     __mmask16 open = _mm512_cmp_ps_mask(y, lo, _CMP_NLE_UQ) & _mm512_cmp_ps_mask(y, hi, _CMP_NGE_UQ);
@@ -88,6 +93,10 @@ INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 INLINE vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+INLINE vf v_pick(vf x, vf m, vf a, vf b)
+{
+    return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_ps(x, m, _CMP_EQ_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
 INLINE vf v_gate(vf y, vf lo, vf hi, vf v)
 {
     vf open = _mm256_and_ps(_mm256_cmp_ps(y, lo, _CMP_NLE_UQ), _mm256_cmp_ps(y, hi, _CMP_NGE_UQ));
@@ -135,6 +144,7 @@ INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf v_select(vi which, vf a, vf b) { return (vf)((which & (vi)a) | (~which & (vi)b)); }
 INLINE vf v_max(vf a, vf b) { return v_select(a > b, a, b); }
 INLINE vf v_min(vf a, vf b) { return v_select(a < b, a, b); }
+INLINE vf v_pick(vf x, vf m, vf a, vf b) { return v_select((x == m) | (x != x), a, b); }
 INLINE vf v_sqrt(vf a) { return (vf){ sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3]) }; }
 INLINE vf v_gate(vf y, vf lo, vf hi, vf v) { return (vf)(~((y <= lo) | (y >= hi)) & (vi)v); }
 INLINE vf v_pow2(vf a) { return (vf)(((vi)a << 23) + 0x3f800000); }
