@@ -1,11 +1,16 @@
 /* Weight gradient on the register tile: in-channels × out-channels of one tap, summed over pixels.
  *
- * Pixels are cut into units that stay in the cache (some images, or some rows of one), and
+ * Pixels are cut into units that stay in the nearest cache (some images, or some rows of one), and
  * consecutive units into blocks. A task is one block and one panel of out-channels; for each of its
- * units it visits every tap and every tile of in-channels. The sums of the blocks are then added in
+ * units it visits every tile of in-channels and every tap. The sums of the blocks are then added in
  * order. Padding costs nothing: each tap sums over the pixels that it finds inside the image.
  *
- * A block's sums: [group][panel][tap][c][16*NV], like packed weights. */
+ * A tile reads a few channels of each pixel. Where pixels have many, those few are first copied
+ * side by side into memory of the worker: the panel's slice of dy for all tiles and taps, the
+ * tile's slice of x for all taps.
+ *
+ * A block's sums: [group][panel][tap][c][16*NV], like packed weights. A single block needs those of
+ * one panel only, in memory of the worker. */
 #include <string.h>
 
 #include "core/kern/conv.h"
@@ -17,11 +22,15 @@ struct wgrad_plan {
     int units_n, units_h, blocks;
     int panels;                  /* of all groups */
     int64_t group_floats;        /* sums of one group */
+    bool near, copy_dy, copy_x;
+    int workers;
+    int64_t dy_floats, x_floats, own_floats;             /* of one worker: slices of a unit; all, sums too */
 };
 
-/* A unit has at least UNIT_PIXELS, because each visit of a tile loads and stores its sums, more
- * where the sums of a panel come from beyond the cache; and reads no more than UNIT_FLOATS beyond. */
-enum { UNIT_PIXELS = 128, UNIT_FLOATS = 1 << 16, SUMS_NEAR = 1 << 16 };
+/* Each visit of a tile loads and stores its sums, so a unit has at least FEWEST pixels, more where
+ * the sums of a panel come from far, and is as large as lets its UNIT_FLOATS stay in the cache. Where
+ * many taps read the same slices, it has about NEAR_PIXELS, so that these stay in the nearest. */
+enum { FEWEST = 128, UNIT_FLOATS = 1 << 16, SUMS_FAR = 1 << 16, NEAR_PIXELS = 192, NEAR_SUMS_FAR = 1 << 18, NEAR_CHANNELS = 16 };
 
 static int64_t panel_floats(const wgrad_plan *p, int i)
 {
@@ -30,55 +39,106 @@ static int64_t panel_floats(const wgrad_plan *p, int i)
     return lanes * p->s.kh * p->s.kw * p->cg;
 }
 
-wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e)
+/* 1×1: all pixels are alike; "rows" of FEWEST where they divide, else of an image. */
+static void make_one_image(conv_shape *s)
 {
-    wgrad_plan *p = mem_new(1, sizeof *p, e);
-    if (!p) return NULL;
-    p->s = *s;
-    if (s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr) {
-        /* 1×1: all pixels are alike; "rows" of UNIT_PIXELS where they divide, else of an image. */
-        int64_t all = (int64_t)s->n * s->h * s->w;
-        if (all % UNIT_PIXELS == 0) {
-            p->s.n = 1;
-            p->s.h = (int)(all / UNIT_PIXELS);
-            p->s.w = UNIT_PIXELS;
-        }
-    }
-    s = &p->s;
-    p->OH = conv_out_h(s);
-    p->OW = conv_out_w(s);
-    p->cg = s->c / s->groups;
-    p->og = s->o / s->groups;
-    p->panels = s->groups * panel_count(p->og);
-    p->group_floats = panel_floats(p, panel_count(p->og));
+    int64_t all = (int64_t)s->n * s->h * s->w;
+    if (all % FEWEST) return;
+    s->n = 1;
+    s->h = (int)(all / FEWEST);
+    s->w = FEWEST;
+}
+
+/* Rows of the image that the taps of `rows` output rows reach. */
+static int64_t rows_read(const conv_shape *s, int rows)
+{
+    return kern_min(s->h, (int64_t)(rows - 1) * s->sh + (int64_t)(s->kh - 1) * s->dh + 1);
+}
+
+/* Output rows of a unit, of one image or of several; `most` lets there be enough units. */
+static int64_t unit_rows(const wgrad_plan *p, int64_t most)
+{
+    const conv_shape *s = &p->s;
+    int64_t sums = panel_floats(p, 1), row = (int64_t)p->OW * s->o + (int64_t)s->sh * s->w * s->c;
+    if (p->near)
+        return kern_max((sums > NEAR_SUMS_FAR ? 2 : 1) * NEAR_PIXELS / p->OW, kern_min(s->kh, p->OH));
+    return kern_max(kern_div_up(sums > SUMS_FAR ? 4 * FEWEST : FEWEST, p->OW), kern_min(UNIT_FLOATS / row, most));
+}
+
+static void plan_units(wgrad_plan *p)
+{
+    const conv_shape *s = &p->s;
     /* Blocks: enough for PIECES/2 tasks, but their sums should not outweigh what is summed. */
     int64_t map = (int64_t)p->OH * p->OW, work = conv_macs(s) / PIECE_MACS, sums = p->group_floats * s->groups;
     int64_t want = kern_max(1, kern_min(kern_div_up(kern_min(PIECES / 2, work), p->panels),
                                         kern_div_up(s->n * map * (s->c + s->o), sums)));
-    int64_t least = kern_div_up(panel_floats(p, 1) > SUMS_NEAR ? 4 * UNIT_PIXELS : UNIT_PIXELS, p->OW);
-    int64_t row = (int64_t)p->OW * s->o + (int64_t)s->sh * s->w * s->c;
-    int64_t rows = kern_max(least, kern_min(UNIT_FLOATS / row, (int64_t)s->n * p->OH / want));
+    int64_t rows = unit_rows(p, (int64_t)s->n * p->OH / want);
     p->imgs = (int)kern_max(1, kern_min(s->n, rows / p->OH));
     p->rows = (int)kern_div_up(p->OH, kern_div_up(p->OH, kern_min(rows, p->OH)));
     p->units_n = (int)kern_div_up(s->n, p->imgs);
     p->units_h = (int)kern_div_up(p->OH, p->rows);
     p->blocks = (int)kern_min(want, (int64_t)p->units_n * p->units_h);
+}
+
+static void plan_copies(wgrad_plan *p)
+{
+    const conv_shape *s = &p->s;
+    p->copy_dy = p->near && s->o > 2 * kern.lanes;
+    p->copy_x = p->near && s->c > 2 * TILE_MAX;
+    p->dy_floats = p->copy_dy ? (int64_t)p->imgs * p->rows * p->OW * 2 * kern.lanes : 0;
+    p->x_floats = p->copy_x ? p->imgs * rows_read(s, p->rows) * s->w * TILE_MAX : 0;
+    p->own_floats = p->dy_floats + p->x_floats + (p->blocks == 1 ? panel_floats(p, 1) : 0);
+    p->workers = par_threads();
+}
+
+wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e)
+{
+    wgrad_plan *p = mem_new(1, sizeof *p, e);
+    if (!p) return NULL;
+    p->s = *s;
+    if (s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr)
+        make_one_image(&p->s);
+    p->OH = conv_out_h(&p->s);
+    p->OW = conv_out_w(&p->s);
+    p->cg = s->c / s->groups;
+    p->og = s->o / s->groups;
+    p->panels = s->groups * panel_count(p->og);
+    p->group_floats = panel_floats(p, panel_count(p->og));
+    p->near = s->kh * s->kw > 1 && s->c >= NEAR_CHANNELS;
+    plan_units(p);
+    plan_copies(p);
     return p;
 }
 
 void wgrad_plan_free(wgrad_plan *p) { mem_free(p); }
 
+static int64_t shared_floats(const wgrad_plan *p)
+{
+    return p->blocks == 1 ? 0 : p->group_floats * p->s.groups * p->blocks;
+}
+
 size_t wgrad_scratch_floats(const wgrad_plan *p)
 {
-    return (size_t)(p->group_floats * p->s.groups) * (size_t)p->blocks;
+    return (size_t)(shared_floats(p) + p->own_floats * p->workers);
 }
 
 typedef struct {
     const wgrad_plan *p;
     const float *x, *dy;
     bool accumulate;
-    float *dw, *sums;
+    float *dw, *sums, *own;      /* sums of all blocks; memory of the workers */
 } wgrad_job;
+
+/* A piece of work: one unit, one panel of a group. */
+typedef struct {
+    int n0, imgs, r0, rows;
+    int h0, lines;               /* rows of the image that are read */
+    int group;
+    panel v;
+    bool add;                    /* to sums of units before */
+    float *sums, *x, *dy;        /* of the panel; copies */
+    fetch next;
+} visit;
 
 /* Output positions [*q0, *q1) of [from, to) whose tap lies inside [0, size). */
 static void inside(int from, int to, int stride, int offset, int size, int *q0, int *q1)
@@ -88,74 +148,116 @@ static void inside(int from, int to, int stride, int offset, int size, int *q0, 
     if (*q1 < *q0) *q1 = *q0;
 }
 
+/* `floats` of every pixel side by side; from one to the next `step` and `wide` floats. */
+static void copy_slice(int64_t pixels, int floats, const float *from, int64_t step, int wide, float *to)
+{
+    if (floats == TILE_MAX)
+        for (; pixels > 0; pixels--, from += step, to += wide) memcpy(to, from, TILE_MAX * sizeof *to);
+    else if (floats == 2 * LANES_MAX)
+        for (; pixels > 0; pixels--, from += step, to += wide) memcpy(to, from, 2 * LANES_MAX * sizeof *to);
+    else
+        for (; pixels > 0; pixels--, from += step, to += wide) memcpy(to, from, (size_t)floats * sizeof *to);
+}
+
+static void copy_dy(const wgrad_job *j, const visit *u)
+{
+    const wgrad_plan *p = j->p;
+    int64_t pixels = (int64_t)u->rows * p->OW, o = u->group * p->og + u->v.first;
+    for (int n = 0; n < u->imgs; n++)
+        copy_slice(pixels, (u->v.nv - 1) * kern.lanes + u->v.lanes,
+                   j->dy + ((int64_t)(u->n0 + n) * p->OH + u->r0) * p->OW * p->s.o + o, p->s.o,
+                   2 * kern.lanes, u->dy + n * pixels * 2 * kern.lanes);
+}
+
+/* Channels from c0 of the group on: TILE_MAX of them, where the pixel has so many left. */
+static void copy_x(const wgrad_job *j, const visit *u, int c0)
+{
+    const conv_shape *s = &j->p->s;
+    int64_t pixels = (int64_t)u->lines * s->w, c = u->group * j->p->cg + c0;
+    for (int n = 0; n < u->imgs; n++)
+        copy_slice(pixels, (int)kern_min(TILE_MAX, s->c - c), j->x + ((int64_t)(u->n0 + n) * s->h + u->h0) * s->w * s->c + c,
+                   s->c, TILE_MAX, u->x + n * pixels * TILE_MAX);
+}
+
+/* One tap of one tile: in-channels c0 … c0+height. */
+static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int height)
+{
+    const wgrad_plan *p = j->p;
+    const conv_shape *s = &p->s;
+    int oh = a * s->dh - s->pt, ow = b * s->dw - s->pl, l0, l1, q0, q1, wide = u->v.nv * kern.lanes;
+    inside(u->r0, u->r0 + u->rows, s->sh, oh, s->h, &l0, &l1);
+    inside(0, p->OW, s->sw, ow, s->w, &q0, &q1);
+    fetch_some(&u->next);
+    if (u->add && (l1 == l0 || q1 == q0)) return;
+    const float *x = p->copy_x ? u->x : j->x + ((int64_t)u->n0 * s->h + u->h0) * s->w * s->c + u->group * p->cg + c0;
+    const float *dy = p->copy_dy ? u->dy : j->dy + ((int64_t)u->n0 * p->OH + u->r0) * p->OW * s->o + u->group * p->og + u->v.first;
+    int64_t xc = p->copy_x ? TILE_MAX : s->c, xh = p->copy_x ? u->lines : s->h;
+    int64_t dc = p->copy_dy ? 2 * kern.lanes : s->o, dh = p->copy_dy ? u->rows : p->OH;
+    wtile_args t = {
+        .x = x + ((int64_t)(l0 * s->sh + oh - u->h0) * s->w + q0 * s->sw + ow) * xc,
+        .dy = dy + ((int64_t)(l0 - u->r0) * p->OW + q0) * dc,
+        .x_img = xh * s->w * xc, .dy_img = dh * p->OW * dc,
+        .x_line = (int64_t)s->sh * s->w * xc, .dy_line = p->OW * dc,
+        .x_step = s->sw * xc, .dy_step = dc,
+        .imgs = u->imgs, .lines = q1 > q0 ? l1 - l0 : 0, .count = q1 - q0, .lanes = u->v.lanes, .add = u->add,
+        .sum = u->sums + ((int64_t)(a * s->kw + b) * p->cg + c0) * wide };
+    kern.wtile[u->v.nv - 1][height](&t);
+}
+
 /* Height of the tiles over cg in-channels, as even as can be. */
 static int tile_count(int cg, int nv) { return (int)kern_div_up(cg, kern.wtallest[nv - 1]); }
 
-/* One tap of one unit: every tile of in-channels of one panel. */
-static void sum_tap(const wgrad_job *j, int n0, int imgs, int r0, int rows, int a, int b, int group,
-                    panel v, bool add, float *sums)
+static void sum_unit(const wgrad_job *j, visit *u)
 {
     const wgrad_plan *p = j->p;
-    const conv_shape *s = &p->s;
-    int oh = a * s->dh - s->pt, ow = b * s->dw - s->pl, l0, l1, q0, q1;
-    inside(r0, r0 + rows, s->sh, oh, s->h, &l0, &l1);
-    inside(0, p->OW, s->sw, ow, s->w, &q0, &q1);
-    wtile_args t = {
-        .x = j->x + (((int64_t)n0 * s->h + l0 * s->sh + oh) * s->w + q0 * s->sw + ow) * s->c + group * p->cg,
-        .dy = j->dy + (((int64_t)n0 * p->OH + l0) * p->OW + q0) * s->o + group * p->og + v.first,
-        .x_img = (int64_t)s->h * s->w * s->c, .dy_img = (int64_t)p->OH * p->OW * s->o,
-        .x_line = (int64_t)s->sh * s->w * s->c, .dy_line = (int64_t)p->OW * s->o,
-        .x_step = (int64_t)s->sw * s->c, .dy_step = s->o,
-        .imgs = imgs, .lines = q1 > q0 ? l1 - l0 : 0, .count = q1 - q0, .lanes = v.lanes, .add = add };
-    int n = tile_count(p->cg, v.nv), wide = v.nv * kern.lanes;
-    const float *x = t.x;
-    if (add && !t.lines) return;
+    int n = tile_count(p->cg, u->v.nv);
+    if (p->copy_dy) copy_dy(j, u);
     for (int k = 0; k < n; k++) {
         int c0 = k * p->cg / n, c1 = (k + 1) * p->cg / n;
-        t.x = x + c0;
-        t.sum = sums + (int64_t)c0 * wide;
-        kern.wtile[v.nv - 1][c1 - c0](&t);
+        if (p->copy_x) copy_x(j, u, c0);
+        for (int a = 0; a < p->s.kh; a++)
+            for (int b = 0; b < p->s.kw; b++) sum_tap(j, u, a, b, c0, c1 - c0);
     }
 }
 
-static void sum_block(void *ctx, int64_t i, int worker)
+/* The unit's pixels. Where many visits follow, the input of the next unit is fetched by the way. */
+static void go_to(const wgrad_job *j, visit *u, int64_t unit, bool more)
 {
-    (void)worker;
-    const wgrad_job *j = ctx;
     const wgrad_plan *p = j->p;
     const conv_shape *s = &p->s;
-    int per_group = panel_count(p->og), block = (int)(i / p->panels), which = (int)(i % p->panels);
-    int group = which / per_group;
-    panel v = panel_at(p->og, which % per_group);
-    int64_t units = (int64_t)p->units_n * p->units_h, wide = v.nv * kern.lanes;
-    int64_t first = units * block / p->blocks, last = units * (block + 1) / p->blocks;
-    float *sums = j->sums + p->group_floats * (block * s->groups + group) + panel_floats(p, which % per_group);
-    for (int64_t u = first; u < last; u++) {
-        int n0 = (int)(u / p->units_h) * p->imgs, r0 = (int)(u % p->units_h) * p->rows;
-        int imgs = (int)kern_min(p->imgs, s->n - n0), rows = (int)kern_min(p->rows, p->OH - r0);
-        for (int a = 0; a < s->kh; a++)
-            for (int b = 0; b < s->kw; b++)
-                sum_tap(j, n0, imgs, r0, rows, a, b, group, v, u > first, sums + (a * s->kw + b) * p->cg * wide);
-    }
+    u->n0 = (int)(unit / p->units_h) * p->imgs;
+    u->r0 = (int)(unit % p->units_h) * p->rows;
+    u->imgs = (int)kern_min(p->imgs, s->n - u->n0);
+    u->rows = (int)kern_min(p->rows, p->OH - u->r0);
+    u->h0 = (int)kern_min(s->h - 1, kern_max(0, u->r0 * s->sh - s->pt));
+    u->lines = (int)kern_min(s->h - u->h0, rows_read(s, u->rows));
+    u->next = (fetch){ 0 };
+    if (!more || !p->near) return;
+    int64_t line = (int64_t)s->w * s->c, whole = (int64_t)u->imgs * s->h * line;
+    int64_t floats = p->units_h == 1 ? whole : (int64_t)p->rows * s->sh * line;
+    const float *from = j->x + ((int64_t)u->n0 * s->h + u->h0) * line + (p->units_h == 1 ? whole : u->lines * line);
+    const float *end = j->x + s->n * s->h * line;
+    int64_t visits = (int64_t)tile_count(p->cg, u->v.nv) * s->kh * s->kw;
+    if (from < end) u->next = (fetch){ (const char *)from, (const char *)(from + kern_min(floats, end - from)),
+                                       kern_div_up(floats * 4, visits) };
 }
 
 /* Weights of one out-channel that one piece of the last pass handles, and out-channels in a panel. */
 enum { CHUNK = 128, WIDEST = 2 * LANES_MAX };
 
-/* Adds the blocks and puts the result where PyTorch wants it: rows (c, tap) of a panel become
+static int chunks_of(const wgrad_plan *p) { return (int)kern_div_up((int64_t)p->cg * p->s.kh * p->s.kw, CHUNK); }
+
+/* Adds the blocks and puts the result where PyTorch wants it: some rows (c, tap) of a panel become
  * columns. The odd width keeps the columns out of each other's cache lines. */
-static void add_blocks(void *ctx, int64_t i, int worker)
+static void put_rows(const wgrad_job *j, int which, int chunk, const float *sums)
 {
-    (void)worker;
-    const wgrad_job *j = ctx;
     const wgrad_plan *p = j->p;
-    int taps = p->s.kh * p->s.kw, rows = p->cg * taps, chunks = (int)kern_div_up(rows, CHUNK);
-    int r0 = (int)(i % chunks) * CHUNK, n = (int)kern_min(CHUNK, rows - r0), which = (int)(i / chunks);
+    int taps = p->s.kh * p->s.kw, rows = p->cg * taps;
+    int r0 = chunk * CHUNK, n = (int)kern_min(CHUNK, rows - r0);
     int per_group = panel_count(p->og), group = which / per_group;
     panel v = panel_at(p->og, which % per_group);
     int wide = v.nv * kern.lanes;
     int64_t step = p->group_floats * p->s.groups;
-    const float *sums = j->sums + p->group_floats * group + panel_floats(p, which % per_group);
     float turn[CHUNK][WIDEST + 1];
     for (int r = 0; r < n; r++) {
         const float *from = sums + ((int64_t)((r0 + r) % taps) * p->cg + (r0 + r) / taps) * wide;
@@ -169,10 +271,42 @@ static void add_blocks(void *ctx, int64_t i, int worker)
     }
 }
 
+static void sum_block(void *ctx, int64_t i, int worker)
+{
+    const wgrad_job *j = ctx;
+    const wgrad_plan *p = j->p;
+    int per_group = panel_count(p->og), block = (int)(i / p->panels), which = (int)(i % p->panels);
+    int64_t units = (int64_t)p->units_n * p->units_h;
+    int64_t first = units * block / p->blocks, last = units * (block + 1) / p->blocks;
+    float *own = j->own + worker * p->own_floats;
+    visit u = { .group = which / per_group, .v = panel_at(p->og, which % per_group),
+                .x = own, .dy = own + p->x_floats };
+    u.sums = p->blocks == 1 ? u.dy + p->dy_floats
+           : j->sums + p->group_floats * (block * p->s.groups + u.group) + panel_floats(p, which % per_group);
+    for (int64_t k = first; k < last; k++) {
+        u.add = k > first;
+        go_to(j, &u, k, k + 1 < last);
+        sum_unit(j, &u);
+    }
+    if (p->blocks == 1)
+        for (int c = 0; c < chunks_of(p); c++) put_rows(j, which, c, u.sums);
+}
+
+static void add_blocks(void *ctx, int64_t i, int worker)
+{
+    (void)worker;
+    const wgrad_job *j = ctx;
+    const wgrad_plan *p = j->p;
+    int chunks = chunks_of(p), which = (int)(i / chunks), per_group = panel_count(p->og);
+    put_rows(j, which, (int)(i % chunks),
+             j->sums + p->group_floats * (which / per_group) + panel_floats(p, which % per_group));
+}
+
 void wgrad_run(const wgrad_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
                float *scratch)
 {
-    wgrad_job j = { .p = p, .x = x, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch };
+    wgrad_job j = { .p = p, .x = x, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch,
+                    .own = scratch + shared_floats(p) };
     par_for((int64_t)p->blocks * p->panels, sum_block, &j);
-    par_for((int64_t)p->panels * kern_div_up((int64_t)p->cg * p->s.kh * p->s.kw, CHUNK), add_blocks, &j);
+    if (p->blocks > 1) par_for((int64_t)p->panels * chunks_of(p), add_blocks, &j);
 }
