@@ -257,6 +257,9 @@ static const conv_shape known[] = {                                   /* what ne
     { 1, 12, 12, 20, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 20 },          /* two out-channels per in-channel */
     { 2, 3, 3, 16, 16, 3, 3, 1, 1, 9, 8, 7, 9, 1, 1, 1 },             /* padding wider than the image */
     { 1, 1, 40, 16, 16, 1, 9, 1, 2, 0, 0, 4, 4, 1, 1, 1 },            /* one row */
+    { 1, 7, 6, 104, 40, 11, 11, 1, 1, 5, 5, 5, 5, 1, 1, 1 },          /* sums in blocks: with a copy, */
+    { 2, 9, 9, 40, 424, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 1 },            /* of the data gradient's phases, */
+    { 1, 8, 7, 352, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1 },            /* in place */
 };
 enum { KNOWN = sizeof known / sizeof *known, RANDOM = 120 };
 

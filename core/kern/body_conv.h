@@ -3,7 +3,7 @@
  * Forward and data gradient: MR pixels × NV vectors of out-channels. The sum runs over `runs`
  * stretches of `len` consecutive input floats (a tap's channels, or a whole row of taps), the same
  * for every pixel up to where the pixel starts; the packed weights hold NV*LANES out-channels for
- * each step.
+ * each step. A long sum may come in parts: accumulators rest in memory between them.
  *
  * Weight gradient: MR in-channels × NV vectors of out-channels of one tap; the sum runs over
  * images, lines and pixels. */
@@ -19,6 +19,24 @@ INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t
     }
 }
 
+enum { LINE = 16 };                                     /* floats of a cache line */
+
+/* Input floats [c, end), four steps at a time: pointers that do not fit in registers are then
+ * loaded less often. ahead: two lines of every four steps are fetched that far from the weights. */
+INLINE void tile_stretch(const int MR, const int NV, const bool AHEAD, const float *const *p, int64_t c, int64_t end,
+                         const float *w, int64_t ahead, vf acc[][2])
+{
+    for (; c + 4 <= end; c += 4, w += 4 * NV * LANES) {
+        if (AHEAD) {
+            __builtin_prefetch(w + ahead, 0, 2);
+            __builtin_prefetch(w + ahead + LINE, 0, 2);
+        }
+        UNROLL for (int u = 0; u < 4; u++)
+            tile_step(MR, NV, p, c + u, w + u * NV * LANES, acc);
+    }
+    for (; c < end; c++, w += NV * LANES) tile_step(MR, NV, p, c, w, acc);
+}
+
 INLINE void tile_body(const int MR, const int NV, const tile_args *t)
 {
     const float *p[TILE_MAX];
@@ -29,14 +47,19 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
         p[i] = t->x + t->ox[i];
         UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start[v];
     }
+    if (t->resume)
+        UNROLL for (int i = 0; i < MR; i++)
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_load(t->sum + (i * NV + v) * LANES);
     for (int r = 0; r < t->runs; r++) {
         const float *w = t->w + t->run[r].w;
         int64_t c = t->run[r].x, end = c + t->len;
-        /* Four steps at a time: pointers that do not fit in registers are then loaded less often. */
-        for (; c + 4 <= end; c += 4, w += 4 * NV * LANES)
-            UNROLL for (int u = 0; u < 4; u++)
-                tile_step(MR, NV, p, c + u, w + u * NV * LANES, acc);
-        for (; c < end; c++, w += NV * LANES) tile_step(MR, NV, p, c, w, acc);
+        if (NV == 2 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, t->ahead, acc);
+        else tile_stretch(MR, NV, false, p, c, end, w, 0, acc);
+    }
+    if (t->suspend) {
+        UNROLL for (int i = 0; i < MR; i++)
+            UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
+        return;
     }
     vf lo = v_set1(t->lo), hi = v_set1(t->hi);
     UNROLL for (int i = 0; i < MR; i++) {
@@ -79,21 +102,24 @@ INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
 #define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
 #define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2)
 #if defined(__AVX512F__)
-#define MORE_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
+#define TALLER_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1)
+#define MORE_1(X) TALLER_1(X) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
 #define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-enum { TALLEST_1 = 8, TALLEST_2 = 14, WTALLEST_1 = 16, WTALLEST_2 = 14 };
+enum { TALLEST_1 = 12, TALLEST_2 = 14, WTALLEST_1 = 16, WTALLEST_2 = 14 };
 #elif defined(__AVX2__)
+#define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X) X(6, 2)
 enum { TALLEST_1 = 8, TALLEST_2 = 6, WTALLEST_1 = 8, WTALLEST_2 = 6 };
 #else
+#define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X)
 enum { TALLEST_1 = 8, TALLEST_2 = 5, WTALLEST_1 = 8, WTALLEST_2 = 5 };
 #endif
 
 #define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, t); }
-HEIGHTS_1(X) HEIGHTS_2(X) MORE_2(X)
+HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) static void wtile_##MR##_##NV(const wtile_args *t) { wtile_body(MR, NV, t); }
 HEIGHTS_1(X) MORE_1(X) HEIGHTS_2(X) MORE_2(X)
@@ -117,7 +143,7 @@ static void fill_conv(kern_table *k)
     k->fma_spin = fma_spin;
     k->fma_chains = FMA_CHAINS;
 #define X(MR, NV) k->tile[NV - 1][MR] = tile_##MR##_##NV;
-    HEIGHTS_1(X) HEIGHTS_2(X) MORE_2(X)
+    HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) k->wtile[NV - 1][MR] = wtile_##MR##_##NV;
     HEIGHTS_1(X) MORE_1(X) HEIGHTS_2(X) MORE_2(X)

@@ -6,7 +6,7 @@
 
 #include "core/kern/conv_tile.h"
 
-size_t tile_scratch_floats(const tile_plan *p) { return p->copy_floats * (size_t)p->workers; }
+size_t tile_scratch_floats(const tile_plan *p) { return (p->copy_floats + p->sum_floats) * (size_t)p->workers; }
 
 /* ---- packing ---------------------------------------------------------------------------------- */
 
@@ -96,8 +96,65 @@ void silu_in_place(float *y, int channels)
     kern.affine(&(norm_args){ .count = channels, .width = channels, .x = y, .act = ACT_SILU, .out = y });
 }
 
-/* Panels [first, end) of one unit. */
-static void run_unit(const tile_job *j, unit u, const float *x, int first, int end, fetch *next)
+/* One panel: its tiles, which differ in where they read, write, and which taps they find. */
+static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list *list, fetch *next)
+{
+    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {
+        t->ox = p->ox + piece->pixel;
+        t->oy = p->oy + piece->pixel;
+        t->run = p->run[nv - 1] + piece->run;
+        t->runs = piece->runs;
+        t->len = piece->len;
+        kern.tile[nv - 1][piece->height](t);
+        fetch_some(next);
+    }
+}
+
+/* The same for steps [from, end) of tap row `row` only: what a tile finds of them is one stretch.
+ * Four tiles in turn fetch the block that follows, a quarter each. */
+static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list *list, int row, int from, int end, float *sums)
+{
+    int wide = nv * kern.lanes, tile = 0;
+    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++, tile++) {
+        int which = piece->run / p->runs_max;
+        tap_class d = p->down.c[which / p->across.n], a = p->across.c[which % p->across.n];
+        int first = a.t0 * p->g.c, last = a.t1 * p->g.c;
+        int at = (int)kern_max(from, first), to = (int)kern_min(end, last);
+        bool empty = piece->runs == 0;
+        if (empty ? row || from : row < d.t0 || row >= d.t1 || at >= to) continue;
+        conv_run run = { 0 };
+        if (!empty) {
+            run = p->run[nv - 1][piece->run + row - d.t0];
+            run.x += at - first;
+            run.w += (at - first) * wide;
+        }
+        t->ox = p->ox + piece->pixel;
+        t->oy = p->oy + piece->pixel;
+        t->run = &run;
+        t->runs = !empty;
+        t->len = to - at;
+        t->resume = !empty && !(row == d.t0 && at == first);
+        t->suspend = !empty && !(row == d.t1 - 1 && to == last);
+        t->sum = sums + (int64_t)(piece->pixel - list->piece->pixel) * wide;
+        t->ahead = (end - from) * wide + tile % 4 * 32;
+        kern.tile[nv - 1][piece->height](t);
+    }
+}
+
+/* One panel, its sums in blocks. */
+static void run_blocks(const tile_plan *p, tile_args *t, int nv, const tile_list *list, float *sums, fetch *next)
+{
+    int steps = p->g.tw * p->g.c;
+    for (int b = 0; b < p->g.th * p->parts; b++) {
+        int part = b % p->parts, from = (int)((int64_t)steps * part / p->parts) & ~3;
+        int end = part + 1 == p->parts ? steps : (int)((int64_t)steps * (part + 1) / p->parts) & ~3;
+        run_block(p, t, nv, list, b / p->parts, from, end, sums);
+        fetch_some(next);
+    }
+}
+
+/* Panels [first, end) of one unit; sums is scratch. */
+static void run_unit(const tile_job *j, unit u, const float *x, int first, int end, float *sums, fetch *next)
 {
     const tile_plan *p = j->p;
     const gather *g = &p->g;
@@ -113,15 +170,8 @@ static void run_unit(const tile_job *j, unit u, const float *x, int first, int e
             .bias = j->ep->bias ? j->ep->bias + o : NULL,
             .residual = j->ep->residual ? j->ep->residual + at + o : NULL, .x = x + group * g->c };
         const tile_list *list = &p->list[v.nv - 1][kind];
-        for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {
-            t.ox = p->ox + piece->pixel;
-            t.oy = p->oy + piece->pixel;
-            t.run = p->run[v.nv - 1] + piece->run;
-            t.runs = piece->runs;
-            t.len = piece->len;
-            kern.tile[v.nv - 1][piece->height](&t);
-            fetch_some(next);
-        }
+        if (p->parts) run_blocks(p, &t, v.nv, list, sums, next);
+        else run_tiles(p, &t, v.nv, list, next);
         for (int i = 0; j->ep->act == ACT_SILU && i < pixels; i++)
             silu_in_place(t.y + p->oy[list->piece->pixel + i], (v.nv - 1) * kern.lanes + v.lanes);
     }
@@ -148,11 +198,11 @@ static void run_task(const tile_job *j, int64_t i, int worker)
     int64_t units = tile_units(p), stretches = kern_div_up(units, p->units_per_task);
     int64_t u0 = i % stretches * p->units_per_task, u1 = kern_min(units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
     int first = (int)(i / stretches) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
+    float *own = j->scratch + (size_t)worker * j->own;
     for (int64_t k = u0; k < u1; k++) {
         unit u = tile_unit_at(p, k);
         const float *x = j->x + (((int64_t)u.n0 * g->ih + u.r0 * g->sh) * g->iw + u.q0 * g->sw) * ic;
         if (p->copy) {
-            float *own = j->scratch + (size_t)worker * j->own;
             copy_unit(p, u, j->x, own);
             x = own;
         }
@@ -160,10 +210,11 @@ static void run_task(const tile_job *j, int64_t i, int worker)
         if (k + 1 < u1) {
             const float *from = input_of(p, tile_unit_at(p, k + 1), j->x), *all = j->x + (int64_t)g->n * g->ih * g->iw * ic;
             int64_t floats = kern_min(p->input_floats, all - from);
-            int tiles = (int)kern_max(1, (int64_t)u.imgs * u.rows * u.cols * (end - first) / kern.tallest[0]);
+            int64_t calls = p->parts ? p->g.th * p->parts : (int64_t)u.imgs * u.rows * u.cols / kern.tallest[0];
+            int64_t tiles = kern_max(1, calls * (end - first));
             next = (fetch){ (const char *)from, (const char *)(from + floats), kern_div_up(floats * 4, tiles) };
         }
-        run_unit(j, u, x, first, end, &next);
+        run_unit(j, u, x, first, end, own + p->copy_floats, &next);
     }
 }
 
@@ -184,7 +235,8 @@ void tile_run(tile_plan *const *phase, int phases, const float *x, const float *
     int64_t most = 0;
     for (int i = 0; i < phases; i++) {
         most = kern_max(most, tasks_of(phase[i]));
-        if (phase[i]->copy_floats > j.own) j.own = phase[i]->copy_floats;
+        size_t own = phase[i]->copy_floats + phase[i]->sum_floats;
+        if (own > j.own) j.own = own;
     }
     par_for(most * phases, run_phase, &j);
 }

@@ -8,7 +8,11 @@
  *
  * Where that leaves too few pixels to a tile (large kernels on small maps of few images) the unit
  * is first copied, with its border of zeros, into scratch that stays in the cache; then columns,
- * or rows and columns, need not be told apart. */
+ * or rows and columns, need not be told apart.
+ *
+ * Where a panel of weights is too long to stay in the cache while the tiles of a unit pass over it,
+ * the sum is cut into blocks, parts of one row of taps each. All tiles pass over one block while the
+ * next is fetched; their accumulators rest in scratch meanwhile. The order of each sum is the same. */
 #ifndef LM_CONV_TILE_H
 #define LM_CONV_TILE_H
 
@@ -44,7 +48,8 @@ struct tile_plan {
     tile_piece *pieces;          /* of all lists */
     int32_t *ox, *oy;            /* of all lists */
     int workers;
-    size_t copy_floats, packed_at;
+    int parts;                   /* blocks of a row of taps; 0: sums are not cut */
+    size_t copy_floats, sum_floats, packed_at;           /* copy and sums of one worker */
     int64_t input_floats;        /* that a unit reads, at most */
 };
 

@@ -38,8 +38,8 @@ static void flatten_pointwise(gather *g)
 /* ---- units ------------------------------------------------------------------------------------ */
 
 /* Units of at least UNIT_PIXELS where there are as many and at most UNIT_MOST, that read no more
- * than UNIT_FLOATS or copy COPY_FLOATS, and as many as make PIECES tasks together with the panels. */
-enum { UNIT_PIXELS = 96, UNIT_MOST = 1024, UNIT_FLOATS = 1 << 17, COPY_FLOATS = 1 << 15 };
+ * than UNIT_FLOATS or copy COPY_FLOATS (COPY_LONG where sums are long), and as many as make PIECES tasks together with the panels. */
+enum { UNIT_PIXELS = 96, UNIT_MOST = 1024, UNIT_FLOATS = 1 << 17, COPY_FLOATS = 1 << 15, COPY_LONG = 1 << 17 };
 
 /* total in pieces of about equal size, at_most or less: of the sizes down to half of that the one
  * that lets pairs of pieces finish soonest. */
@@ -60,21 +60,29 @@ static int64_t tasks_wanted(const gather *g)
     return kern_max(1, kern_min(PIECES, macs / PIECE_MACS));
 }
 
+/* A panel above PANEL_FLOATS leaves the second-level cache no room for anything else: its sums are
+ * cut into blocks of at most BLOCK_FLOATS, half of the first-level cache, and its units are as
+ * large as LONG_TASKS allow, because each reads all weights from afar. */
+enum { PANEL_FLOATS = 96 << 10, BLOCK_FLOATS = 6 << 10, LONG_TASKS = 8 };
+
+static bool is_long(const gather *g) { return (int64_t)g->th * g->tw * g->c * 2 * kern.lanes > PANEL_FLOATS; }
+
 static void cut_units(tile_plan *p)
 {
     const gather *g = &p->g;
-    int64_t map = (int64_t)g->qh * g->qw;
-    int64_t tasks = tasks_wanted(g), panels = kern_min(tasks, g->groups * panel_count(g->o));
+    bool far = is_long(g);
+    int64_t map = (int64_t)g->qh * g->qw, all = g->groups * panel_count(g->o);
+    int64_t tasks = kern_min(tasks_wanted(g), far ? kern_max(LONG_TASKS, all) : PIECES), panels = kern_min(tasks, all);
     int64_t most = kern_min(UNIT_MOST, UNIT_FLOATS / ((int64_t)g->c * g->groups * g->sh * g->sw));
     int64_t want = kern_max(UNIT_PIXELS, kern_min(map * g->n * panels / tasks, most));
     p->imgs = even(g->n, (int)kern_max(1, want / map));
     p->rows = map <= want ? g->qh : even(g->qh, (int)(want / g->qw));
     p->cols = g->qh > 1 || p->copy ? g->qw : even(g->qw, (int)want);
     if (p->copy) {
-        int64_t line = (int64_t)gather_span(g->qw, g->sw, g->col, g->tw) * g->c * g->groups;
-        while (p->imgs > 1 && line * gather_span(p->rows, g->sh, g->row, g->th) * p->imgs > COPY_FLOATS)
+        int64_t line = (int64_t)gather_span(g->qw, g->sw, g->col, g->tw) * g->c * g->groups, room = far ? COPY_LONG : COPY_FLOATS;
+        while (p->imgs > 1 && line * gather_span(p->rows, g->sh, g->row, g->th) * p->imgs > room)
             p->imgs = even(g->n, p->imgs - 1);
-        while (p->imgs == 1 && p->rows > 1 && line * gather_span(p->rows, g->sh, g->row, g->th) > COPY_FLOATS)
+        while (p->imgs == 1 && p->rows > 1 && line * gather_span(p->rows, g->sh, g->row, g->th) > room)
             p->rows = even(g->qh, p->rows - 1);
     }
     if (p->rows < g->qh) p->imgs = 1;
@@ -283,6 +291,17 @@ static bool make_lists(tile_plan *p, err *e)
     return true;
 }
 
+/* One tile to a unit reads its weights once anyway. */
+static void cut_sums(tile_plan *p)
+{
+    const gather *g = &p->g;
+    int64_t wide = 2 * kern.lanes, row = (int64_t)g->tw * g->c * wide;
+    bool one_tile = p->imgs * p->rows * p->cols <= kern.tallest[1];
+    if (!p->merge || one_tile || !is_long(g)) return;
+    p->parts = (int)kern_div_up(row, BLOCK_FLOATS);
+    p->sum_floats = (size_t)(p->imgs * p->rows * p->cols * wide);
+}
+
 tile_plan *tile_plan_new(const gather *from, const conv_shape *s, size_t packed_at, err *e)
 {
     tile_plan *p = mem_new(1, sizeof *p, e);
@@ -301,6 +320,7 @@ tile_plan *tile_plan_new(const gather *from, const conv_shape *s, size_t packed_
     p->input_floats = p->rows < g->qh ? (int64_t)gather_span(p->rows, g->sh, g->row, g->th) * g->iw * ic
                     : (int64_t)p->imgs * g->ih * kern_min(g->iw, (int64_t)p->cols * g->sw) * ic;
     if (!make_runs(p, e) || !make_lists(p, e)) goto failed;
+    cut_sums(p);
     return p;
 failed:
     tile_plan_free(p);

@@ -24,6 +24,9 @@ typedef struct {
     const float *bias, *residual;                       /* either may be NULL; residual as y */
     float lo, hi;
     int lanes;                                          /* valid in the last vector */
+    bool resume, suspend;                               /* start from sum; leave the result in sum, not y */
+    float *sum;                                         /* MR × NV vectors */
+    int64_t ahead;                                      /* floats from weights in use to those to be fetched */
 } tile_args;
 
 /* sum[i][0 … 16*NV) (+)= sum over images, lines, pixels of x[i]·dy[0 … 16*NV) */
