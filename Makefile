@@ -59,7 +59,7 @@ $(B)/core/kern/%_avx512.o: ISA = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfm
 endif
 
 # The runtime of nn once more, in double, for gradients to be checked with; only double_* is visible.
-DOUBLE := $(patsubst %.c,$(B)/double/%.o,$(wildcard nn/graph.c nn/text.c nn/plan.c nn/layout.c \
+DOUBLE := $(patsubst %.c,$(B)/double/%.o,$(wildcard nn/graph.c nn/text.c nn/plan.c nn/group.c nn/layout.c \
                                                     nn/run.c nn/ops/*.c tests/double/*.c))
 $(B)/double/%.o: %.c $(B)/flags
 	$(Q)mkdir -p $(@D) && $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -include tests/double/double.h -MMD -MP -c $< -o $@
