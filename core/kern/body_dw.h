@@ -1,106 +1,157 @@
 /* Depthwise convolution: T neighbouring outputs of one vector of channels in registers. A pixel is
- * loaded once for all taps of a chunk that read it. */
+ * loaded once for all taps of a chunk that read it. The 3×3 kernel of a tile that is full, alone or
+ * at a padded side, has its branches folded away; everything else asks pixel by pixel. */
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
+/* Bits of the pixels that T outputs read through W taps. */
+#define DW_PIXELS(T, S, W) ((1u << (((T) - 1) * (S) + (W))) - 1)
+
 INLINE void dw_taps(const int T, const int S, const int W, const bool full, int n, const float *x, int64_t x_step,
-                    const float *w, int64_t w_step, int j0, int j1, vf *acc)
+                    const float *w, int64_t w_step, uint32_t live, vf *acc)
 {
     vf tap[CHUNK_TAPS];
     UNROLL for (int b = 0; b < W; b++) tap[b] = dw_load(w + b * w_step, full, n);
     UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
-        if (j < j0 || j >= j1) continue;
-        vf v = dw_load(x + j * x_step, full, n);
+        if (!(live >> j & 1)) continue;
+        vf v = v_held(dw_load(x + j * x_step, full, n));
         UNROLL for (int b = 0; b < W; b++)
             if (j >= b && (j - b) % S == 0 && (j - b) / S < T) acc[(j - b) / S] = v_fma(v, tap[b], acc[(j - b) / S]);
     }
 }
 
-INLINE void dw_vector(const int T, const int S, const bool full, const dw_args *d, int c, int n)
+INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, const float *x, int64_t x_step,
+                          const float *w, int64_t w_step, const dw_chunk *k, vf *acc)
 {
-    vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero(), lo = v_set1(d->lo), hi = v_set1(d->hi);
-    UNROLL for (int t = 0; t < T; t++) acc[t] = start;
-    for (int a = 0; a < d->rows; a++)
-        for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++) {
-            const float *x = d->x + a * d->x_row + k->x + c, *w = d->w + a * d->w_row + k->w + c;
-            switch (k->taps) {
-            case 1: dw_taps(T, S, 1, full, n, x, d->x_step, w, d->w_step, k->j0, k->j1, acc); break;
-            case 2: dw_taps(T, S, 2, full, n, x, d->x_step, w, d->w_step, k->j0, k->j1, acc); break;
-            case 3: dw_taps(T, S, 3, full, n, x, d->x_step, w, d->w_step, k->j0, k->j1, acc); break;
-            case 4: dw_taps(T, S, 4, full, n, x, d->x_step, w, d->w_step, k->j0, k->j1, acc); break;
-            default: dw_taps(T, S, 5, full, n, x, d->x_step, w, d->w_step, k->j0, k->j1, acc); break;
-            }
-        }
-    UNROLL for (int t = 0; t < T; t++) {
-        if (t >= d->count) break;
-        if (d->residual) acc[t] = v_add(acc[t], dw_load(d->residual + t * d->y_step + c, full, n));
-        vf y = v_min(hi, v_max(lo, acc[t]));
-        if (full) v_store(d->y + t * d->y_step + c, y);
-        else v_store_n(d->y + t * d->y_step + c, n, y);
+    switch (k->taps) {
+    case 1: dw_taps(T, S, 1, full, n, x, x_step, w, w_step, k->live, acc); break;
+    case 2: dw_taps(T, S, 2, full, n, x, x_step, w, w_step, k->live, acc); break;
+    case 3: dw_taps(T, S, 3, full, n, x, x_step, w, w_step, k->live, acc); break;
+    case 4: dw_taps(T, S, 4, full, n, x, x_step, w, w_step, k->live, acc); break;
+    default: dw_taps(T, S, 5, full, n, x, x_step, w, w_step, k->live, acc); break;
     }
+}
+
+INLINE void dw_store(const int T, const bool full, const dw_args *d, int c, int n, int count, vf *acc)
+{
+    const vf lo = v_set1(d->lo), hi = v_set1(d->hi);
+    const int64_t step = d->y_step;
+    const float *residual = d->residual;
+    float *y = d->y + c;
+    if (residual) UNROLL for (int t = 0; t < T; t++)
+        if (t < count) acc[t] = v_add(acc[t], dw_load(residual + c + t * step, full, n));
+    UNROLL for (int t = 0; t < T; t++) {
+        if (t >= count) break;
+        vf v = v_min(hi, v_max(lo, acc[t]));
+        if (full) v_store(y + t * step, v);
+        else v_store_n(y + t * step, n, v);
+    }
+}
+
+/* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any. */
+INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_args *d, int c, int n)
+{
+    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
+    const float *x = d->x + c, *w = d->w + c;
+    vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
+    UNROLL for (int t = 0; t < T; t++) acc[t] = start;
+    if (W) UNROLL for (int a = 0; a < 3; a++)
+        dw_taps(T, S, W, full, n, x + d->at + a * x_row, x_step, w + a * w_row, w_step, live, acc);
+    else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
+        for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
+            dw_chunk_taps(T, S, full, n, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
+    dw_store(T, full, d, c, n, W ? T : d->count, acc);
+}
+
+INLINE void dw_channels(const int T, const int S, const int W, const uint32_t live, const dw_args *d)
+{
+    int c = 0;
+    for (; c + LANES <= d->channels; c += LANES) dw_vector(T, S, W, live, true, d, c, LANES);
+    if (c < d->channels) dw_vector(T, S, 0, 0, false, d, c, d->channels - c);
 }
 
 INLINE void dw_body(const int T, const int S, const dw_args *d)
 {
-    int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_vector(T, S, true, d, c, LANES);
-    if (c < d->channels) dw_vector(T, S, false, d, c, d->channels - c);
+    const uint32_t all = DW_PIXELS(T, S, 3);
+    bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
+    uint32_t live = three ? d->chunk->live : 0;
+    if (three && live == all) dw_channels(T, S, 3, all, d);
+    else if (three && live == (all & ~1u)) dw_channels(T, S, 3, all & ~1u, d);
+    else if (three && live == all >> 1) dw_channels(T, S, 3, all >> 1, d);
+    else if (three && live == (all >> 1 & ~1u)) dw_channels(T, S, 3, all >> 1 & ~1u, d);
+    else dw_channels(T, S, 0, 0, d);
 }
 
-/* One tile of one line. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
-INLINE void dw_wgrad_tile(const int T, const int S, const int W, const bool full, const dw_wargs *d, const float *x,
-                          const float *dy, int count, const dw_chunk *k, vf acc[][2])
+/* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
+INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full, int n, const float *x, int64_t x_step,
+                          const vf *g, float *sum, int64_t sum_step, uint32_t live)
 {
-    vf g[8];
-    int n = d->lanes, j0 = k->j0, j1 = k->j1;
-    UNROLL for (int t = 0; t < T; t++) g[t] = t < count ? dw_load(dy + t * d->dy_step, full, n) : v_zero();
+    vf acc[CHUNK_TAPS][2];
+    UNROLL for (int b = 0; b < W; b++) {
+        acc[b][0] = v_load(sum + b * sum_step);
+        acc[b][1] = v_zero();
+    }
     UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
-        if (j < j0 || j >= j1) continue;
-        vf v = dw_load(x + k->x + j * d->x_step, full, n);
+        if (!(live >> j & 1)) continue;
+        vf v = v_held(dw_load(x + j * x_step, full, n));
         UNROLL for (int b = 0; b < W; b++) {
             int t = (j - b) / S;
             if (j >= b && (j - b) % S == 0 && t < T) acc[b][t % 2] = v_fma(v, g[t], acc[b][t % 2]);
         }
     }
+    UNROLL for (int b = 0; b < W; b++) v_store(sum + b * sum_step, v_add(acc[b][0], acc[b][1]));
 }
 
-INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full, const dw_wargs *d)
+INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, const float *x, int64_t x_step, const vf *g,
+                           float *sum, int64_t sum_step, const dw_chunk *k)
 {
-    vf acc[CHUNK_TAPS][2];
-    UNROLL for (int b = 0; b < W; b++) {
-        acc[b][0] = d->add ? v_load(d->sum + b * d->sum_step) : v_zero();
-        acc[b][1] = v_zero();
-    }
-    for (int i = 0; i < d->imgs; i++)
-        for (int l = 0; l < d->lines; l++) {
-            const float *x = d->x + i * d->x_img + l * d->x_line, *dy = d->dy + i * d->dy_img + l * d->dy_line;
-            const dw_chunk *k = d->chunk;
-            for (int m = 1; m < d->tiles; m++, x += d->x_tile, dy += d->dy_tile, k += d->chunk_step)
-                dw_wgrad_tile(T, S, W, full, d, x, dy, T, k, acc);
-            dw_wgrad_tile(T, S, W, full, d, x, dy, d->last, k, acc);
-        }
-    UNROLL for (int b = 0; b < W; b++) v_store(d->sum + b * d->sum_step, v_add(acc[b][0], acc[b][1]));
-}
-
-INLINE void dw_wgrad_body(const int T, const int S, const bool full, const dw_wargs *d)
-{
-    switch (d->chunk->taps) {
-    case 1: dw_wgrad_taps(T, S, 1, full, d); break;
-    case 2: dw_wgrad_taps(T, S, 2, full, d); break;
-    case 3: dw_wgrad_taps(T, S, 3, full, d); break;
-    case 4: dw_wgrad_taps(T, S, 4, full, d); break;
-    default: dw_wgrad_taps(T, S, 5, full, d); break;
+    switch (k->taps) {
+    case 1: dw_wgrad_taps(T, S, 1, full, n, x, x_step, g, sum, sum_step, k->live); break;
+    case 2: dw_wgrad_taps(T, S, 2, full, n, x, x_step, g, sum, sum_step, k->live); break;
+    case 3: dw_wgrad_taps(T, S, 3, full, n, x, x_step, g, sum, sum_step, k->live); break;
+    case 4: dw_wgrad_taps(T, S, 4, full, n, x, x_step, g, sum, sum_step, k->live); break;
+    default: dw_wgrad_taps(T, S, 5, full, n, x, x_step, g, sum, sum_step, k->live); break;
     }
 }
 
+INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_args *d, int c, int n)
+{
+    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
+    const float *x = d->x + c, *dy = d->dy + c;
+    float *sum = d->sum + c;
+    vf g[8];
+    UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
+    if (W) UNROLL for (int a = 0; a < 3; a++)
+        dw_wgrad_taps(T, S, W, full, n, x + d->at + a * x_row, x_step, g, sum + a * w_row, w_step, live);
+    else for (int a = 0; a < d->rows; a++, x += x_row, sum += w_row)
+        for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
+            dw_wgrad_chunk(T, S, full, n, x + k->x, x_step, g, sum + k->w * w_step, w_step, k);
+}
+
+INLINE void dw_wgrad_channels(const int T, const int S, const int W, const uint32_t live, const dw_args *d)
+{
+    int c = 0;
+    for (; c + LANES <= d->channels; c += LANES) dw_wgrad_vector(T, S, W, live, true, d, c, LANES);
+    if (c < d->channels) dw_wgrad_vector(T, S, 0, 0, false, d, c, d->channels - c);
+}
+
+INLINE void dw_wgrad_body(const int T, const int S, const dw_args *d)
+{
+    const uint32_t all = DW_PIXELS(T, S, 3);
+    bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
+    uint32_t live = three ? d->chunk->live : 0;
+    if (three && live == all) dw_wgrad_channels(T, S, 3, all, d);
+    else if (three && live == (all & ~1u)) dw_wgrad_channels(T, S, 3, all & ~1u, d);
+    else if (three && live == all >> 1) dw_wgrad_channels(T, S, 3, all >> 1, d);
+    else if (three && live == (all >> 1 & ~1u)) dw_wgrad_channels(T, S, 3, all >> 1 & ~1u, d);
+    else dw_wgrad_channels(T, S, 0, 0, d);
+}
+
+/* The arguments are copied, or every store of a result might have changed them. */
 #define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
 #define X(I, T, S) \
-    static void dw_##T##_##S(const dw_args *d) { dw_body(T, S, d); } \
-    static void dw_wgrad_##T##_##S(const dw_wargs *d) \
-    { \
-        if (d->lanes == LANES) dw_wgrad_body(T, S, true, d); \
-        else dw_wgrad_body(T, S, false, d); \
-    }
+    static void dw_##T##_##S(const dw_args *d) { const dw_args own = *d; dw_body(T, S, &own); } \
+    static void dw_wgrad_##T##_##S(const dw_args *d) { const dw_args own = *d; dw_wgrad_body(T, S, &own); }
 WIDTHS(X)
 #undef X
 

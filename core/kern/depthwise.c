@@ -22,7 +22,7 @@ struct dw_plan {
     dw_chunk *chunk;             /* [tile][chunks] */
     int rows, bands;             /* of outputs, for one task */
     int channels, parts;         /* of a task; channel parts */
-    int blocks, imgs, lines;     /* weight gradient: sums; images and output rows of a unit */
+    int blocks;                  /* weight gradient: sums */
     size_t packed_at;
 };
 
@@ -46,8 +46,9 @@ static dw_chunk chunk_of(const dw_plan *p, int b, int taps, dw_tile t)
     int at = t.first * g->sw + g->col[b], step = g->sw / p->inner;      /* step > 1: taps is 1 */
     int first = at < 0 ? (-at + step - 1) / step : 0, end = at < g->iw ? (g->iw - 1 - at) / step + 1 : 0;
     int used = (t.count - 1) * p->inner + taps;
-    return (dw_chunk){ .x = g->col[b] * g->groups, .w = b * g->groups, .taps = (int16_t)taps,
-                       .j0 = (int16_t)kern_min(first, used), .j1 = (int16_t)kern_min(end, used) };
+    first = (int)kern_min(first, used);
+    end = (int)kern_max(first, kern_min(end, used));
+    return (dw_chunk){ .x = g->col[b] * g->groups, .w = b, .taps = taps, .live = (1u << end) - (1u << first) };
 }
 
 static void make_tiles(dw_plan *p, int per_chunk)
@@ -64,13 +65,14 @@ static void make_tiles(dw_plan *p, int per_chunk)
     }
 }
 
-/* A task has some rows of one image and some channels: all of them unless there are many. */
-enum { PART = 128, TASK_MACS = 1 << 16, UNIT_PIXELS = 224 };
+/* A task has some rows of one image and some channels: so many that their weights fill a quarter of L1. */
+enum { PART = 128, PART_WEIGHTS = 2560, TASK_MACS = 1 << 18 };
 
 static void cut(dw_plan *p)
 {
     const gather *g = &p->g;
-    p->parts = (int)kern_div_up(g->groups, PART);
+    int most = (int)kern_max(16, kern_min(PART, PART_WEIGHTS / kern_max(1, g->th * g->tw) / 16 * 16));
+    p->parts = (int)kern_div_up(g->groups, most);
     p->channels = (int)kern_div_up(kern_div_up(g->groups, p->parts), 16) * 16;
     p->parts = (int)kern_div_up(g->groups, p->channels);
     int64_t row = (int64_t)g->qw * kern_max(1, g->th * g->tw) * p->channels;
@@ -99,12 +101,8 @@ dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, 
     if (!p->chunk) { dw_plan_free(p); return NULL; }
     make_tiles(p, per_chunk);
     cut(p);
-    /* Weight gradient: units of which one vector of channels stays in L1; as many blocks as make tasks. */
-    int64_t map = (int64_t)g->qh * g->qw, work = conv_macs(s) / TASK_MACS;
-    p->imgs = (int)kern_max(1, kern_min(s->n, UNIT_PIXELS / map));
-    p->lines = (int)kern_div_up(g->qh, kern_div_up(g->qh, kern_max(1, kern_min(g->qh, UNIT_PIXELS / g->qw))));
-    int64_t units = kern_div_up(s->n, p->imgs) * kern_div_up(g->qh, p->lines);
-    p->blocks = (int)kern_max(1, kern_min(kern_div_up(kern_min(PIECES, work), p->parts), units));
+    /* Weight gradient: as many blocks of tasks as there are, or as make PIECES. */
+    p->blocks = (int)kern_min(kern_div_up(PIECES, p->parts), (int64_t)g->n * p->bands);
     return p;
 }
 
@@ -130,51 +128,70 @@ void dw_pack(const dw_plan *p, const float *w_oihw, float *packed)
             for (int c = 0; c < g->groups; c++) *packed++ = w_oihw[(c * p->s.kh + g->kr[a]) * p->s.kw + g->kc[b]];
 }
 
+/* ---- one tile after the other ------------------------------------------------------------------ */
+
+static int64_t row_step(const gather *g) { return g->th > 1 ? g->row[1] - g->row[0] : 0; }
+
+/* A kernel's tiles of one image, band of rows and part of the channels. */
+typedef struct { int64_t n; int r0, r1, c0, channels; } dw_piece;
+
+static dw_piece piece_at(const dw_plan *p, int64_t image_band, int part)
+{
+    int r0 = (int)(image_band % p->bands) * p->rows, c0 = part * p->channels;
+    return (dw_piece){ image_band / p->bands, r0, (int)kern_min(p->g.qh, r0 + p->rows), c0, (int)kern_min(p->channels, p->g.groups - c0) };
+}
+
+/* Tile i of output row r, what both kernels want to know; *a0 is its first tap row inside the image. */
+static dw_args tile_at(const dw_plan *p, const dw_piece *q, int i, int r, int64_t w_step, const float *x, int *a0)
+{
+    const gather *g = &p->g;
+    const dw_tile *t = &p->tile[i];
+    int64_t C = g->groups, line = g->iw * C;
+    int a1;
+    taps_live(g->row, g->th, r, r, g->sh, g->ih, a0, &a1);
+    int64_t ih = g->th ? r * g->sh + g->row[0] + *a0 * row_step(g) : 0;
+    return (dw_args){ .x = x + (q->n * g->ih + ih) * line + t->first * g->sw * C + q->c0, .x_row = row_step(g) * line,
+                      .x_step = g->sw / p->inner * C, .w_row = g->tw * w_step, .w_step = w_step, .chunk = p->chunk + i * p->chunks,
+                      .chunks = p->chunks, .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
+}
+
 /* ---- forward and data gradient ---------------------------------------------------------------- */
 
 typedef struct {
     dw_plan *const *phase; int phases;
-    const dw_plan *p;            /* of the task at hand */
     const float *x, *packed;
     const conv_epilogue *ep;
     float *y, lo, hi;
 } dw_job;
 
-static int64_t row_step(const gather *g) { return g->th > 1 ? g->row[1] - g->row[0] : 0; }
-
-static void run_row(const dw_job *j, int64_t n, int r, int c0, int channels)
+static void run_tile(const dw_job *j, const dw_plan *p, const dw_piece *q, int i, int r)
 {
-    const dw_plan *p = j->p;
     const gather *g = &p->g;
-    int64_t C = g->groups, line = g->iw * C;
-    int a0, a1;
-    taps_live(g->row, g->th, r, r, g->sh, g->ih, &a0, &a1);
-    int64_t ih = g->th ? r * g->sh + g->row[0] + a0 * row_step(g) : 0;
-    for (int i = 0; i < p->tiles; i++) {
-        dw_tile t = p->tile[i];
-        int64_t at = g->y_base + n * g->y_img + r * g->y_row + t.first * g->y_col + c0;
-        dw_args d = {
-            .x = j->x + (n * g->ih + ih) * line + t.first * g->sw * C + c0, .x_row = row_step(g) * line,
-            .x_step = g->sw / p->inner * C, .w = j->packed + p->packed_at + a0 * g->tw * C + c0, .w_row = g->tw * C, .w_step = C,
-            .chunk = p->chunk + i * p->chunks, .chunks = p->chunks, .rows = a1 - a0, .y = j->y + at, .y_step = g->y_col,
-            .bias = j->ep->bias ? j->ep->bias + c0 : NULL, .residual = j->ep->residual ? j->ep->residual + at : NULL,
-            .lo = j->lo, .hi = j->hi, .count = t.count, .channels = channels };
-        kern.dw[p->width][p->inner - 1](&d);
-        for (int q = 0; j->ep->act == ACT_SILU && q < t.count; q++) silu_in_place(d.y + q * g->y_col, channels);
-    }
+    int a0;
+    dw_args d = tile_at(p, q, i, r, g->groups, j->x, &a0);
+    int64_t at = g->y_base + q->n * g->y_img + r * g->y_row + p->tile[i].first * g->y_col + q->c0;
+    d.w = j->packed + p->packed_at + a0 * d.w_row + q->c0;
+    d.y = j->y + at;
+    d.y_step = g->y_col;
+    d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
+    d.residual = j->ep->residual ? j->ep->residual + at : NULL;
+    d.lo = j->lo;
+    d.hi = j->hi;
+    kern.dw[p->width][p->inner - 1](&d);
+    for (int t = 0; j->ep->act == ACT_SILU && t < d.count; t++) silu_in_place(d.y + t * d.y_step, d.channels);
 }
 
-static void run_task(void *ctx, int64_t i, int worker)
+/* Down the rows, so that the pixels of a tile are still near when the row below wants them. */
+static void run_task(void *ctx, int64_t task, int worker)
 {
     (void)worker;
-    dw_job j = *(const dw_job *)ctx;
-    const dw_plan *p = j.p = j.phase[i % j.phases];
-    i /= j.phases;
-    int part = (int)(i % p->parts), band = (int)(i / p->parts % p->bands), c0 = part * p->channels;
-    int64_t n = i / p->parts / p->bands;
-    if (n >= p->g.n) return;                            /* a phase with fewer bands than others */
-    for (int r = band * p->rows; r < kern_min(p->g.qh, (band + 1) * p->rows); r++)
-        run_row(&j, n, r, c0, (int)kern_min(p->channels, p->g.groups - c0));
+    const dw_job *j = ctx;
+    const dw_plan *p = j->phase[task % j->phases];
+    task /= j->phases;
+    dw_piece q = piece_at(p, task / p->parts, (int)(task % p->parts));
+    if (q.n >= p->g.n) return;                          /* a phase with fewer bands than others */
+    for (int i = 0; i < p->tiles; i++)
+        for (int r = q.r0; r < q.r1; r++) run_tile(j, p, &q, i, r);
 }
 
 void dw_run(dw_plan *const *phase, int phases, const float *x, const float *packed, const conv_epilogue *ep, float *y)
@@ -203,42 +220,28 @@ size_t dw_wgrad_scratch_floats(const dw_plan *p)
     return (size_t)(p->blocks * padded(p)) * (size_t)p->g.th * (size_t)p->g.tw;
 }
 
-/* One tap row of one vector of channels, over rows [r0,r1) of some images. */
-static void sum_tap_row(const dw_wjob *j, int n0, int imgs, int r0, int r1, int a, int c, bool add, float *sums)
-{
-    const dw_plan *p = j->p;
-    const gather *g = &p->g;
-    int64_t C = g->groups;
-    while (r0 < r1 && r0 * g->sh + g->row[a] < 0) r0++;
-    while (r0 < r1 && (r1 - 1) * g->sh + g->row[a] >= g->ih) r1--;
-    const dw_tile *last = &p->tile[p->tiles - 1];
-    for (int k = 0; k < p->chunks; k++) {
-        dw_wargs d = {
-            .x = j->x + ((int64_t)n0 * g->ih + r0 * g->sh + g->row[a]) * g->iw * C + c, .dy = j->dy + (int64_t)(n0 * g->qh + r0) * g->qw * C + c,
-            .x_img = g->ih * g->iw * C, .dy_img = g->qh * g->qw * C, .x_line = g->sh * g->iw * C, .dy_line = g->qw * C,
-            .x_tile = dw_widths[p->width] * g->sw * C, .dy_tile = dw_widths[p->width] * C, .x_step = g->sw / p->inner * C, .dy_step = C,
-            .sum_step = padded(p), .chunk = p->chunk + k, .chunk_step = p->chunks, .imgs = imgs, .lines = r1 - r0,
-            .tiles = p->tiles, .last = last->count, .lanes = (int)kern_min(kern.lanes, C - c), .add = add };
-        d.sum = sums + d.chunk->w / C * padded(p);
-        kern.dw_wgrad[p->width][p->inner - 1](&d);
-    }
-}
-
 static void sum_block(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const dw_wjob *j = ctx;
     const dw_plan *p = j->p;
     const gather *g = &p->g;
-    int part = (int)(i % p->parts), block = (int)(i / p->parts), c0 = part * p->channels;
-    int64_t bands = kern_div_up(g->qh, p->lines), units = kern_div_up(g->n, p->imgs) * bands, first = units * block / p->blocks, last = units * (block + 1) / p->blocks;
-    float *sums = j->sums + block * padded(p) * g->th * g->tw;
-    for (int64_t u = first; u < last; u++) {
-        int n0 = (int)(u / bands) * p->imgs, r0 = (int)(u % bands) * p->lines;
-        int imgs = (int)kern_min(p->imgs, g->n - n0), r1 = (int)kern_min(g->qh, r0 + p->lines);
-        for (int c = c0; c < kern_min(g->groups, c0 + p->channels); c += kern.lanes)
-            for (int a = 0; a < g->th; a++)
-                sum_tap_row(j, n0, imgs, r0, r1, a, c, u > first, sums + a * g->tw * padded(p) + c);
+    int64_t block = i / p->parts, bands = (int64_t)g->n * p->bands, taps = g->th * g->tw;
+    float *sums = j->sums + block * padded(p) * taps;
+    dw_piece q = piece_at(p, 0, (int)(i % p->parts));
+    for (int64_t t = 0; t < taps; t++)
+        memset(sums + t * padded(p) + q.c0, 0, (size_t)kern_div_up(q.channels, LANES_MAX) * LANES_MAX * sizeof *sums);
+    for (int64_t b = bands * block / p->blocks; b < bands * (block + 1) / p->blocks; b++) {
+        q = piece_at(p, b, (int)(i % p->parts));
+        for (int t = 0; t < p->tiles; t++)
+            for (int r = q.r0; r < q.r1; r++) {
+                int a0;
+                dw_args d = tile_at(p, &q, t, r, padded(p), j->x, &a0);
+                d.dy = j->dy + ((q.n * g->qh + r) * g->qw + p->tile[t].first) * g->groups + q.c0;
+                d.y_step = g->groups;
+                d.sum = sums + a0 * d.w_row + q.c0;
+                kern.dw_wgrad[p->width][p->inner - 1](&d);
+            }
     }
 }
 

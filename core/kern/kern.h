@@ -42,34 +42,27 @@ typedef struct {
 /* ---- depthwise convolution: body_dw.h ----------------------------------------------------------- */
 
 /* Neighbouring taps of a row that share the pixels they read: output t and tap b of the chunk read
- * pixel j = t*stride + b, if j0 <= j < j1 (else it lies outside the image or is not wanted). */
+ * pixel j = t*stride + b, if bit j of live is set (else it lies outside the image or is not wanted). */
 enum { CHUNK_TAPS = 5 };
-typedef struct { int32_t x, w; int16_t taps, j0, j1; } dw_chunk;   /* x, w: floats to pixel 0, to tap 0 */
+typedef struct { int32_t x, w; uint32_t live; int taps; } dw_chunk;    /* x: floats to pixel 0; w: first tap */
 
 enum { DW_WIDTHS = 3 };
 extern const int dw_widths[DW_WIDTHS];                  /* outputs of one tile: 4, 7, 8 */
 
-/* y[t*y_step + c] = clamp(bias[c] + sum + residual) for t < count, c < channels. */
+/* A tile, for all t < count and c < channels.
+ * dw:       y[t*y_step + c] = clamp(bias[c] + sum of x·w + residual)
+ * dw_wgrad: sum[tap][c] += x·dy[t*y_step + c]; sum is strided as w, each tap padded to whole vectors. */
 typedef struct {
-    const float *x, *w;
+    const float *x;
     int64_t x_row, w_row, x_step, w_step, y_step;       /* from a tap row, pixel, tap, output to the next */
     const dw_chunk *chunk; int chunks, rows;
-    float *y;
-    const float *bias, *residual;
-    float lo, hi;
+    int at;                                             /* the first chunk's x */
     int count, channels;
-} dw_args;
-
-/* sum[b*sum_step + 0 … lanes) (+)= sum over images, lines, tiles and outputs of x·dy: one chunk of
- * taps, chunk[i*chunk_step] being what it is for tile i. */
-typedef struct {
-    const float *x, *dy;
-    int64_t x_img, dy_img, x_line, dy_line, x_tile, dy_tile, x_step, dy_step, sum_step;
-    const dw_chunk *chunk; int chunk_step;
-    int imgs, lines, tiles, last, lanes;                /* last: outputs of the last tile; the others are full */
-    bool add;
+    const float *w, *bias, *residual;                   /* the latter may be NULL */
+    float lo, hi, *y;
+    const float *dy;
     float *sum;
-} dw_wargs;
+} dw_args;
 
 /* ---- rows × channels, plain vectors: body_norm.h ------------------------------------------------ */
 
@@ -112,7 +105,7 @@ typedef struct {
     void (*tile[2][TILE_MAX + 1])(const tile_args *);   /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
-    void (*dw_wgrad[DW_WIDTHS][2])(const dw_wargs *);
+    void (*dw_wgrad[DW_WIDTHS][2])(const dw_args *);
     void (*moments)(const norm_args *);                 /* sums of x and x² */
     void (*back_moments)(const norm_args *);            /* sums of dz and dz*(x - mean) */
     void (*affine)(const norm_args *);

@@ -4,6 +4,7 @@
  * Loads and stores of the first n lanes (1 <= n <= LANES) touch no other memory; lanes not loaded
  * are zero. v_max and v_min return their second argument when either is NaN, so v_max(zero, x)
  * lets a NaN in x through. v_fma rounds once where the machine can.
+ * v_held(a) is a, in a register: gcc would rather read memory again for each use.
  * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
  * back). v_pick(x, m, a, b) is a where x equals m or is NaN, else b. vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
 #ifndef LM_SIMD_H
@@ -33,6 +34,7 @@ INLINE vf v_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(v_mask(
 INLINE void v_store_n(float *p, int n, vf a) { _mm512_mask_storeu_ps(p, v_mask(n), a); }
 INLINE vf v_set1(float a) { return _mm512_set1_ps(a); }
 INLINE vf v_zero(void) { return _mm512_setzero_ps(); }
+INLINE vf v_held(vf a) { __asm__("" : "+v"(a)); return a; }
 INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -85,6 +87,7 @@ INLINE void v_store_n(float *p, int n, vf a)
 }
 INLINE vf v_set1(float a) { return _mm256_set1_ps(a); }
 INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
+INLINE vf v_held(vf a) { __asm__("" : "+x"(a)); return a; }
 INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
@@ -136,6 +139,7 @@ INLINE void v_store_n(float *p, int n, vf a)
 }
 INLINE vf v_set1(float a) { return (vf){ a, a, a, a }; }
 INLINE vf v_zero(void) { return (vf){ 0 }; }
+INLINE vf v_held(vf a) { return a; }
 INLINE vf v_add(vf a, vf b) { return a + b; }
 INLINE vf v_sub(vf a, vf b) { return a - b; }
 INLINE vf v_mul(vf a, vf b) { return a * b; }
