@@ -27,14 +27,15 @@ extern "C" {
 #endif
 
 typedef struct lm_model lm_model;
-typedef struct { int c, h, w; } lm_shape;      /* of one image: c*h*w floats; a row of classes: h = w = 1 */
+/* Of one image: c*h*w floats. A row of classes has h = w = 1. */
+typedef struct { int c, h, w; } lm_shape;
 
 /* A model file (not a .pth: `layermerge import` makes one of it). NULL: see lm_error. */
 LM_API lm_model *lm_load(const char *path);
 LM_API void      lm_free(lm_model *m);         /* NULL is fine */
 LM_API lm_shape  lm_input(const lm_model *m);
 LM_API lm_shape  lm_output(const lm_model *m);
-/* The name of a class as the training data had it, NULL if the file does not say. Lives as long as m. */
+/* The name of a class in the training data, NULL if the file does not say. Lives as long as m. */
 LM_API const char *lm_label(const lm_model *m, int which);
 
 /* The functions below return 0, or the program's exit code for such an error (65 bad content of a

@@ -50,7 +50,8 @@ static bool read_labels(lm_model *m, const char *path, err *e)
         return false;
     const char *text = tensor_file_meta(&f, "labels");
     const int64_t classes = m->out->dim[3];
-    bool ok = !text || ((m->text = mem_text(text, e)) && (m->label = mem_new((size_t)classes, sizeof *m->label, e)));
+    bool ok = !text || ((m->text = mem_text(text, e)) &&
+                        (m->label = mem_new((size_t)classes, sizeof *m->label, e)));
     tensor_file_close(&f);
     for (char *s = ok ? m->text : NULL; s && m->labels < classes; ) {
         m->label[m->labels++] = s;
@@ -72,7 +73,8 @@ static bool open_model(lm_model *m, const char *path, err *e)
         return err_set(e, ERR_CONFIG, "%s: the network does not have exactly one input", path);
     if (m->g->prep[0] && !data_prep_parse(&m->prep, m->g->prep, e))
         return err_note(e, "%s", path);
-    m->scratch = mem_new((size_t)(m->in->dim[1] * m->in->dim[2] * m->in->dim[3]), sizeof *m->scratch, e);
+    const int64_t *d = m->in->dim;
+    m->scratch = mem_new((size_t)(d[1] * d[2] * d[3]), sizeof *m->scratch, e);
     return m->scratch && read_labels(m, path, e);
 }
 
@@ -85,10 +87,18 @@ lm_model *lm_load(const char *path)
     return NULL;
 }
 
-static lm_shape shape_of(const nn_node *n) { return (lm_shape){ (int)n->dim[3], (int)n->dim[1], (int)n->dim[2] }; }
+static lm_shape shape_of(const nn_node *n)
+{
+    return (lm_shape){ .c = (int)n->dim[3], .h = (int)n->dim[1], .w = (int)n->dim[2] };
+}
+
 lm_shape lm_input(const lm_model *m) { return shape_of(m->in); }
 lm_shape lm_output(const lm_model *m) { return shape_of(m->out); }
-const char *lm_label(const lm_model *m, int which) { return which >= 0 && which < m->labels ? m->label[which] : NULL; }
+
+const char *lm_label(const lm_model *m, int which)
+{
+    return which >= 0 && which < m->labels ? m->label[which] : NULL;
+}
 
 /* ---- planning and running -------------------------------------------------------------------- */
 
@@ -121,7 +131,8 @@ static bool make_plan(lm_model *m, int batch, int threads, err *e)
         return err_set(e, ERR_CONFIG, "a batch of %d on %d threads is impossible", batch, threads);
     drop_plan(m);
     if (planned && threads && threads != par_threads())
-        return err_set(e, ERR_CONFIG, "%d threads wanted, the other models of this process share %d", threads, par_threads());
+        return err_set(e, ERR_CONFIG, "%d threads wanted, the other models of this process share %d",
+                       threads, par_threads());
     if (!planned && !start_pool(threads, e))
         return false;
     m->plan = nn_plan_new(m->g, NN_INFER, batch, e);
@@ -180,14 +191,15 @@ void lm_free(lm_model *m)
 
 /* ---- images ---------------------------------------------------------------------------------- */
 
-static bool image(const lm_model *m, const void *bytes, size_t size, const char *called, float *x, err *e)
+static bool image(const lm_model *m, const void *bytes, size_t size, const char *called, float *x,
+                  err *e)
 {
     const int64_t *d = m->in->dim;
     if (!m->g->prep[0])
         return err_set(e, ERR_CONFIG, "the model does not say how images are prepared");
     if (m->prep.h != d[1] || m->prep.w != d[2] || m->prep.c != d[3])
-        return err_set(e, ERR_CONFIG, "images are prepared as %dx%dx%d, the network takes %lldx%lldx%lld", m->prep.h,
-                       m->prep.w, m->prep.c, (long long)d[1], (long long)d[2], (long long)d[3]);
+        return err_set(e, ERR_CONFIG, "images are prepared as %dx%dx%d, the network takes %lldx%lldx%lld",
+                       m->prep.h, m->prep.w, m->prep.c, (long long)d[1], (long long)d[2], (long long)d[3]);
     if (!data_load_bytes(bytes, size, called, &m->prep, m->scratch, e))
         return false;
     nhwc_to_nchw(m->scratch, 1, d[1], d[2], d[3], x);

@@ -11,7 +11,9 @@ static void put_varint(buf *b, uint64_t v) {
     buf_put(b, &(uint8_t){ (uint8_t)v }, 1);
 }
 
-static void put_tag(buf *b, int field, int wire) { put_varint(b, (uint64_t)field << 3 | (uint64_t)wire); }
+static void put_tag(buf *b, int field, int wire) {
+    put_varint(b, (uint64_t)field << 3 | (uint64_t)wire);
+}
 
 void pb_int(buf *b, int field, int64_t v) {
     put_tag(b, field, VARINT);

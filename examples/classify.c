@@ -18,7 +18,8 @@ int main(int argc, char **argv)
     if (!m || lm_plan(m, 1, 0))
         return fail();
     lm_shape in = lm_input(m), out = lm_output(m);
-    float *x = calloc((size_t)in.c * in.h * in.w, sizeof *x), *y = calloc((size_t)out.c * out.h * out.w, sizeof *y);
+    float *x = calloc((size_t)in.c * in.h * in.w, sizeof *x);
+    float *y = calloc((size_t)out.c * out.h * out.w, sizeof *y);
     if (!x || !y || lm_image(m, argv[2], x) || lm_run(m, 1, x, y))
         return fail();
     for (int rank = 0; rank < 5 && rank < out.c; rank++) {

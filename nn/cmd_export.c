@@ -10,7 +10,8 @@ typedef struct { const char *model, *onnx, *safetensors, *input; int64_t classes
 static const cli_option options[] = {
     { "model", CLI_TEXT, offsetof(export_options, model), NULL, NULL, "builder or file (or the word without dashes)" },
     { "onnx", CLI_TEXT, offsetof(export_options, onnx), NULL, NULL, "write an ONNX model, for any batch size" },
-    { "safetensors", CLI_TEXT, offsetof(export_options, safetensors), NULL, NULL, "write the tensors alone, named as torchvision's" },
+    { "safetensors", CLI_TEXT, offsetof(export_options, safetensors), NULL, NULL,
+      "write the tensors alone, named as torchvision's" },
     CLI_BUILDER(export_options),
 };
 

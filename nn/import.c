@@ -180,7 +180,8 @@ static bool fits(const nn_param *p, const tf_tensor *t, const head_rule *h)
     return same_shape(p, t) || (p->node == h->node && same_but_for_rows(p, t));
 }
 
-static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor *const *found, const head_rule *h, err *e)
+static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor *const *found,
+                        const head_rule *h, err *e)
 {
     complaint c[3] = { { .what = "missing" }, { .what = "extra" }, { .what = "of another shape" } };
     for (int p = 0; p < g->n_param; p++)
@@ -209,8 +210,8 @@ static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor
 static bool pick_rows(nn_param *to, const tf_tensor *from, const nn_head_map *map, err *e)
 {
     if (from->dim[0] != map->of || to->dim[0] != map->n)
-        return err_set(e, ERR_CONFIG, "it has %lld classes, picking %d of %d for %lld is impossible", (long long)from->dim[0],
-                       map->n, map->of, (long long)to->dim[0]);
+        return err_set(e, ERR_CONFIG, "it has %lld classes, picking %d of %d for %lld is impossible",
+                       (long long)from->dim[0], map->n, map->of, (long long)to->dim[0]);
     float *x = mem_new((size_t)tf_count(from), sizeof *x, e);
     const bool ok = x && tf_read_f32(from, x, e);
     const int64_t each = nn_param_count(to) / to->dim[0];
@@ -220,7 +221,8 @@ static bool pick_rows(nn_param *to, const tf_tensor *from, const nn_head_map *ma
     return ok;
 }
 
-static bool fill(nn_graph *g, const char *path, const tf_tensor *const *found, const head_rule *h, nn_transferred *out, err *e)
+static bool fill(nn_graph *g, const char *path, const tf_tensor *const *found, const head_rule *h,
+                 nn_transferred *out, err *e)
 {
     for (int p = 0; p < g->n_param; p++) {
         nn_param *to = &g->param[p];
@@ -274,6 +276,7 @@ bool nn_transfer(nn_graph *g, const char *path, const nn_head_map *map, nn_trans
     const nn_node *head = &g->node[g->output];
     *out = (nn_transferred){ .head = head->name };
     if (head->op != NN_OP_linear && head->op != NN_OP_conv2d)
-        return err_set(e, ERR_CONFIG, "%s: its output is made by %s, which is no layer of weights", g->arch, head->name);
+        return err_set(e, ERR_CONFIG, "%s: its output is made by %s, which is no layer of weights", g->arch,
+                       head->name);
     return import(g, path, &(head_rule){ g->output, map }, out, e);
 }

@@ -182,7 +182,8 @@ static void concat(writer *w, const nn_node *n)
 }
 
 /* pads: of channels, height, width at the beginning, then at the end. Negative ones cut. */
-static void pad_by(writer *w, const nn_node *n, const char *value, const int64_t before[3], const int64_t after[3])
+static void pad_by(writer *w, const nn_node *n, const char *value, const int64_t before[3],
+                   const int64_t after[3])
 {
     const int64_t v[8] = { 0, before[0], before[1], before[2], 0, after[0], after[1], after[2] };
     const name pads = ints_of(w, n->name, "pads", v, 8);
@@ -240,7 +241,10 @@ static void linear(writer *w, const nn_node *n)
 
 /* How a node is written (default: plain), and what it makes of rows. */
 typedef enum { IMAGE, AS_INPUTS, ROW } shape_rule;
-static const struct { void (*write)(writer *, const nn_node *); shape_rule shape; } op_rows[NN_OP_COUNT] = {
+static const struct {
+    void (*write)(writer *, const nn_node *);
+    shape_rule shape;
+} op_rows[NN_OP_COUNT] = {
     [NN_OP_relu] = { plain, AS_INPUTS },    [NN_OP_relu6] = { clip, AS_INPUTS },
     [NN_OP_add] = { plain, AS_INPUTS },     [NN_OP_batchnorm] = { plain, AS_INPUTS },
     [NN_OP_dropout] = { plain, AS_INPUTS }, [NN_OP_concat] = { concat, AS_INPUTS },
@@ -347,11 +351,11 @@ static bool can_write(const nn_graph *g, err *e)
 {
     for (int i = 0; i < g->n_node; i++)
         if (!nn_ops[g->node[i].op]->onnx[0] && g->node[i].op != NN_OP_input)
-            return err_set(e, ERR_CONFIG, "%s: ONNX has no %s", g->node[i].name, nn_ops[g->node[i].op]->name);
+            return err_set(e, ERR_CONFIG, "%s: ONNX has no %s", g->node[i].name,
+                           nn_ops[g->node[i].op]->name);
     for (int i = 0; i < g->n_param; i++)
         if (nn_graph_find(g, g->param[i].name) >= 0)
-            return err_set(e, ERR_CONFIG, "a node and a parameter are both called %s, ONNX has one name for both",
-                           g->param[i].name);
+            return err_set(e, ERR_CONFIG, "a node and a parameter are both called %s", g->param[i].name);
     return true;
 }
 
@@ -371,7 +375,8 @@ static bool write_model(writer *w, const nn_meta *extra, int n, err *e)
     if (out->failed)
         return err_set(e, ERR_NOMEM, "out of memory");
     return out->len <= INT32_MAX ||
-           err_set(e, ERR_CONFIG, "%s takes %zu bytes, an ONNX file holds less than 2 GiB", w->g->arch, out->len);
+           err_set(e, ERR_CONFIG, "%s takes %zu bytes, an ONNX file holds less than 2 GiB",
+                   w->g->arch, out->len);
 }
 
 bool nn_onnx_print(const nn_graph *g, const nn_meta *extra, int n, buf *out, err *e)

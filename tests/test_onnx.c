@@ -91,8 +91,15 @@ static span graph_of(span model) { return field(model, 7, 0, NULL); }
 static span node_of(span model, const char *called) { return named(graph_of(model), 1, 3, called); }
 static span tensor_of(span model, const char *called) { return named(graph_of(model), 5, 8, called); }
 static span attr_of(span node, const char *called) { return named(node, 5, 1, called); }
-static bool node_is(span model, const char *called, const char *op) { return is_text(field(node_of(model, called), 4, 0, NULL), op); }
-static bool reads(span model, const char *node, int k, const char *value) { return is_text(field(node_of(model, node), 1, k, NULL), value); }
+static bool node_is(span model, const char *called, const char *op)
+{
+    return is_text(field(node_of(model, called), 4, 0, NULL), op);
+}
+
+static bool reads(span model, const char *node, int k, const char *value)
+{
+    return is_text(field(node_of(model, node), 1, k, NULL), value);
+}
 
 static bool ints_are(span model, const char *node, const char *attr, int n, const int64_t *want)
 {
@@ -164,7 +171,8 @@ static void every_op_has_its_onnx_name(void)
 {
     nn_graph *g;
     buf out = { 0 };
-    span m = print_text("graph arch=\"t\" output=fc\nx = input() size=12,12,3\nbn = batchnorm(x) eps=0.001\nr = relu(bn)\n"
+    span m = print_text("graph arch=\"t\" output=fc\nx = input() size=12,12,3\n"
+                        "bn = batchnorm(x) eps=0.001\nr = relu(bn)\n"
                         "r6 = relu6(x)\nsum = add(r, r6)\npad = pad(sum) pad=1,-2,-3,4\n"
                         "mp = maxpool(pad) k=2,3 stride=2,1 pad=1,0,1,1\nap = avgpool(mp) k=2,2 pad=1,0,0,1\n"
                         "s = slice(ap) stride=2,1 chan=1,2\nboth = concat(s, s)\ngp = globalpool(both)\n"
@@ -219,7 +227,8 @@ static void a_model_says_its_batch_is_open_and_how_images_are_prepared(void)
     CHECK(shape_is(named(graph_of(m), 11, 1, "input"), INTS(3, 24, 16)));
     CHECK(shape_is(named(graph_of(m), 12, 1, "linear"), INTS(7)));
     CHECK(meta_is(m, "arch", "resnet20") && meta_is(m, "size", "24,16,3") && meta_is(m, "resize", "0"));
-    CHECK(meta_is(m, "mean", "0.485,0.456,0.406") && meta_is(m, "std", "0.229,0.224,0.225") && meta_is(m, "labels", "a\nb"));
+    CHECK(meta_is(m, "mean", "0.485,0.456,0.406") && meta_is(m, "std", "0.229,0.224,0.225"));
+    CHECK(meta_is(m, "labels", "a\nb"));
     buf_free(&out);
     nn_graph_free(g);
 }
@@ -227,7 +236,8 @@ static void a_model_says_its_batch_is_open_and_how_images_are_prepared(void)
 static void tensors_keep_names_shapes_and_bits(void)
 {
     err e = { 0 };
-    nn_graph *g = nn_model_find("mobilenetv2")->build(&(nn_build){ .classes = 3, .h = 32, .w = 32, .c = 3, .width = 0.25 }, &e);
+    const nn_build small = { .classes = 3, .h = 32, .w = 32, .c = 3, .width = 0.25 };
+    nn_graph *g = nn_model_find("mobilenetv2")->build(&small, &e);
     random_values(g);
     buf out = { 0 };
     span m = print(g, &out);
@@ -319,7 +329,8 @@ static void rows_of_features_become_images_where_those_are_wanted(void)
     nn_graph *g;
     buf out = { 0 };
     span m = print_text("graph arch=\"t\" output=end\nx = input() size=4,4,3\nfc = linear(x) out=6\nr = relu(fc)\n"
-                        "gp = globalpool(x)\nc = conv2d(r) out=3\nb = add(gp, c)\nboth = concat(r, b)\nend = linear(both) out=2\n",
+                        "gp = globalpool(x)\nc = conv2d(r) out=3\nb = add(gp, c)\n"
+                        "both = concat(r, b)\nend = linear(both) out=2\n",
                         &g, &out);
     CHECK(is_sound(m));
     CHECK(node_is(m, "r#map", "Unsqueeze") && reads(m, "c", 0, "r#map") && reads(m, "both", 0, "r#map"));
@@ -373,14 +384,16 @@ static float *leave(nn_graph *g, const char *called)
     const int64_t size = BATCH * in[1] * in[2] * in[3];
     nn_plan *p = nn_plan_new(g, NN_INFER, BATCH, &e);
     CHECK_OK(p, e);
-    float *x = mem_new((size_t)size, sizeof *x, &e), *y = mem_new((size_t)(BATCH * to[1] * to[2] * to[3]), sizeof *y, &e);
+    float *x = mem_new((size_t)size, sizeof *x, &e);
+    float *y = mem_new((size_t)(BATCH * to[1] * to[2] * to[3]), sizeof *y, &e);
     if (p && x && y) {
         for (int64_t i = 0; i < size; i++)
             x[i] = (float)rng_normal(&dice);
         nchw_to_nhwc(x, BATCH, in[3], in[1], in[2], nn_plan_input(p, 0));
         nn_plan_forward(p);
         nhwc_to_nchw(nn_plan_output(p), BATCH, to[1], to[2], to[3], y);
-        snprintf(line, sizeof line, "%s %lld %lld %lld %d\n", called, (long long)in[3], (long long)in[1], (long long)in[2], BATCH);
+        snprintf(line, sizeof line, "%s %lld %lld %lld %d\n", called, (long long)in[3], (long long)in[1],
+                 (long long)in[2], BATCH);
         print(g, &out);
         CHECK(put(called, ".onnx", out.data, out.len) && put(called, ".x", x, (size_t)size * sizeof *x));
         CHECK(put("list", "", line, strlen(line)));

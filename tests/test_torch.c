@@ -104,7 +104,8 @@ static void check_infer(const tensor_file *f, nn_graph *g, worst *w)
         return;
     fill_input(f, "x", &g->node[0], p, 0);
     nn_plan_forward(p);
-    w->forward = fmax(w->forward, compare(f, "y", "", nn_plan_output(p), BATCH * g->node[g->output].dim[3], 0, FORWARD));
+    const int64_t n = BATCH * g->node[g->output].dim[3];
+    w->forward = fmax(w->forward, compare(f, "y", "", nn_plan_output(p), n, 0, FORWARD));
     nn_plan_free(p);
 }
 
@@ -119,8 +120,10 @@ static void check_gradients(const tensor_file *f, const nn_graph *g, nn_plan *p,
             continue;
         }
         const int first = g->node[a->node].w[0];
-        const double least = a->role == NN_BIAS || a->role == NN_NORM_BIAS ? largest(nn_plan_grad(p, first), nn_param_count(&g->param[first])) : 0;
-        w->gradient = fmax(w->gradient, compare(f, a->name, ":grad", nn_plan_grad(p, i), nn_param_count(a), least, GRADIENT));
+        const bool bias = a->role == NN_BIAS || a->role == NN_NORM_BIAS;
+        const double least = bias ? largest(nn_plan_grad(p, first), nn_param_count(&g->param[first])) : 0;
+        const double off = compare(f, a->name, ":grad", nn_plan_grad(p, i), nn_param_count(a), least, GRADIENT);
+        w->gradient = fmax(w->gradient, off);
     }
 }
 
@@ -176,7 +179,8 @@ static void every_network_computes_pytorchs_logits_and_gradients(void)
         g[i] = make(cases[i].model, cases[i].build);
         CHECK_OK(nn_weights_save(g[i], path_of(cases[i].name, "model"), &e), e);
         const nn_build *b = &cases[i].build;
-        at += snprintf(run + at, sizeof run - (size_t)at, " %s=%d,%d,%d,%d", cases[i].name, b->c, b->h, b->w, b->classes);
+        at += snprintf(run + at, sizeof run - (size_t)at, " %s=%d,%d,%d,%d", cases[i].name, b->c, b->h,
+                       b->w, b->classes);
     }
     CHECK(python(run));
     for (int i = 0; i < CASES; i++) {

@@ -197,7 +197,8 @@ static bool open_models(work *w, err *e) {
 static bool settle_out(work *w, err *e) {
     const train_options *o = w->o;
     if (!o->model && !o->pretrained)
-        return err_set(e, ERR_USAGE, "train needs --model: a model file or a builder such as resnet20 (or --pretrained FILE)");
+        return err_set(e, ERR_USAGE, "train needs --model: a model file or a builder such as resnet20 "
+                       "(or --pretrained FILE)");
     if (o->map && !o->pretrained) return err_set(e, ERR_USAGE, "--map %s needs --pretrained FILE", o->map);
     if (!o->out && !o->run) return err_set(e, ERR_USAGE, "train needs --out FILE or --run DIR");
     int n = o->out ? snprintf(w->out, sizeof w->out, "%s", o->out)

@@ -114,7 +114,8 @@ static bool map_read(const char *path, int of, int n, int32_t *row, err *e) {
         if (newline) *newline = 0;
         long v = strtol(s, &end, 10);
         if (end == s || end[strspn(end, " \t\r")] || v < 0 || v >= of)
-            ok = err_set(e, ERR_DATA, "%s: line %d: a class from 0 to %d is wanted, not \"%.40s\"", path, lines + 1, of - 1, s);
+            ok = err_set(e, ERR_DATA, "%s: line %d: a class from 0 to %d is wanted, not \"%.40s\"", path,
+                         lines + 1, of - 1, s);
         else if (lines < n) row[lines] = (int32_t)v;
         s = newline ? newline + 1 : NULL;
     }
