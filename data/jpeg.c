@@ -1,7 +1,7 @@
 /* Walks over JPEG markers and PNG chunks before a decoder is given the bytes. The decoder trusts
  * more than it should: it writes past its Huffman tables, reads tables a file never defined, and
  * fills missing data with grey. Whatever passes here has every table it refers to, one frame, all
- * its components, and an end. */
+ * its components, an end, and all codes of a sequential scan. */
 #include <string.h>
 #include <zlib.h>
 
@@ -50,6 +50,9 @@ typedef struct {
     jpeg_info *info;
     bool frame, progressive;
     uint8_t id[4], quant[4];     /* of the components */
+    int wide[4], high[4];        /* their sampling factors */
+    const uint8_t *table[2][4];  /* Huffman: DC, AC */
+    jpeg_scan scan;              /* the last one */
     bool seen[4];                /* a scan has carried it */
     unsigned have_quant, have_dc, have_ac;   /* bit t: table t is defined */
 } walk;
@@ -85,6 +88,7 @@ static bool huffman_tables(walk *k, const uint8_t *p, size_t n, size_t at, err *
         }
         if (n < 17 + sum) return bad(k, at, "Huffman table is cut off", e);
         *(p[0] >> 4 ? &k->have_ac : &k->have_dc) |= 1u << (p[0] & 15);
+        k->table[p[0] >> 4][p[0] & 15] = p + 1;
         p += 17 + sum; n -= 17 + sum;
     }
     return true;
@@ -112,9 +116,31 @@ static bool frame_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e)
         int sh = c[1] >> 4, sv = c[1] & 15;
         if (sh < 1 || sh > 4 || sv < 1 || sv > 4 || c[2] > 3)
             return bad(k, at, "component is malformed", e);
+        k->wide[i] = sh, k->high[i] = sv;
     }
     k->frame = true;
     return true;
+}
+
+static int64_t units(int pixels, int mine, int most) {    /* blocks of 8 over a side */
+    int64_t samples = ((int64_t)pixels * mine + most - 1) / most;
+    return (samples + 7) / 8;
+}
+
+/* A scan of one component has its blocks only, others whole units of all. */
+static void count_units(walk *k, const int *component) {
+    const jpeg_info *f = k->info;
+    jpeg_scan *s = &k->scan;
+    int wide = 1, high = 1;
+    for (int i = 0; i < f->components; i++) {
+        wide = k->wide[i] > wide ? k->wide[i] : wide;
+        high = k->high[i] > high ? k->high[i] : high;
+    }
+    int c = component[0];
+    s->mcus = s->n == 1 ? units(f->w, k->wide[c], wide) * units(f->h, k->high[c], high)
+                        : units(f->w, 1, wide) * units(f->h, 1, high);
+    for (int i = 0; i < s->n; i++)
+        s->blocks[i] = s->n == 1 ? 1 : k->wide[component[i]] * k->high[component[i]];
 }
 
 static bool scan_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e) {
@@ -129,6 +155,8 @@ static bool scan_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e) 
         return bad(k, at, "scan mixes DC and AC", e);
     if (k->progressive && tail[0] != 0 && p[0] != 1)
         return bad(k, at, "AC scan has several components", e);
+    int component[4];
+    k->scan.n = p[0];
     for (int i = 0; i < p[0]; i++) {
         int c = 0, dc = p[2 + 2 * i] >> 4, ac = p[2 + 2 * i] & 15;
         while (c < k->info->components && k->id[c] != p[1 + 2 * i]) c++;
@@ -139,7 +167,10 @@ static bool scan_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e) 
         if ((needs_dc && !(k->have_dc >> dc & 1)) || (needs_ac && !(k->have_ac >> ac & 1)))
             return bad(k, at, "scan lacks its Huffman table", e);
         k->seen[c] = k->seen[c] || tail[0] == 0;
+        component[i] = c;
+        k->scan.dc[i] = k->table[0][dc], k->scan.ac[i] = k->table[1][ac];
     }
+    count_units(k, component);
     return true;
 }
 
@@ -151,7 +182,9 @@ static bool jpeg_segment(walk *k, int marker, const uint8_t *p, size_t n, size_t
         k->progressive = marker == 0xC2;
         return frame_header(k, p, n, at, e);
     case 0xDA: return scan_header(k, p, n, at, e);
-    case 0xDD: return n == 2 || bad(k, at, "restart interval has a wrong length", e);
+    case 0xDD:
+        if (n == 2) k->scan.restart = (int)be16(p);
+        return n == 2 || bad(k, at, "restart interval has a wrong length", e);
     case 0xE1:
         if (n >= 6 && !memcmp(p, "Exif\0", 6))
             k->info->orientation = exif_orientation(p + 6, n - 6);
@@ -201,7 +234,11 @@ bool jpeg_walk(const uint8_t *p, size_t size, const char *name, jpeg_info *out, 
         if (n < 2 || n > size - at) return bad(&k, at, "segment is cut off", e);
         if (!jpeg_segment(&k, marker, p + at + 2, n - 2, at, e)) return false;
         at += n;
-        if (marker == 0xDA) at = entropy_end(p, size, at);
+        if (marker != 0xDA) continue;
+        size_t end = entropy_end(p, size, at);
+        if (!k.progressive && end < size && jpeg_scan_check(&k.scan, p + at, p + end) == SCAN_CUT)
+            return bad(&k, end, "is cut off inside its scan", e);
+        at = end;
     }
     for (int i = 0; i < out->components; i++)
         if (!k.seen[i]) return bad(&k, at, "ends before all its components came", e);

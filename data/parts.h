@@ -17,6 +17,15 @@ typedef struct {
     int orientation;             /* EXIF 1 … 8 */
 } jpeg_info;
 bool jpeg_walk(const uint8_t *p, size_t size, const char *name, jpeg_info *out, err *e);
+/* A sequential scan: Huffman tables (16 counts, then values) and blocks per unit of each component. */
+typedef struct {
+    int n, blocks[4], restart;   /* units between restarts; 0: none */
+    int64_t mcus;
+    const uint8_t *dc[4], *ac[4];
+} jpeg_scan;
+/* CUT: the data end before the last unit. UNKNOWN: they are damaged in another way. */
+typedef enum { SCAN_WHOLE, SCAN_CUT, SCAN_UNKNOWN } jpeg_scan_state;
+jpeg_scan_state jpeg_scan_check(const jpeg_scan *s, const uint8_t *p, const uint8_t *end);
 bool png_walk(const uint8_t *p, size_t size, const char *name, int *w, int *h, err *e);
 
 /* Shorter side to `to`, as torchvision: the longer one is cut to a whole number. */

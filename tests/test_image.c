@@ -289,6 +289,24 @@ static void a_jpeg_without_its_end_is_refused(void) {
     CHECK(refused(jpeg_progressive, sizeof jpeg_progressive - 2, "cut off"));
 }
 
+/* An end of image in the middle of the scan: the decoder alone would paint the rest grey. */
+static void a_jpeg_whose_scan_ends_early_is_refused(void) {
+    static const struct { const uint8_t *p; size_t size; } whole[] = {
+        { jpeg_colour, sizeof jpeg_colour }, { jpeg_420, sizeof jpeg_420 },
+    };
+    for (int i = 0; i < 2; i++) {
+        uint8_t p[1024];
+        memcpy(p, whole[i].p, whole[i].size);
+        size_t scan = find_segment(p, whole[i].size, 0xDA) + 10;
+        for (size_t end = scan; end < whole[i].size - 3; end++) {
+            memcpy(p, whole[i].p, whole[i].size);
+            if (p[end - 1] == 0xFF) continue;
+            p[end] = 0xFF, p[end + 1] = 0xD9;
+            CHECK(refused(p, end + 2, "cut off inside its scan"));
+        }
+    }
+}
+
 static void a_jpeg_of_impossible_size_is_refused(void) {
     uint8_t p[sizeof jpeg_colour];
     memcpy(p, jpeg_colour, sizeof p);
@@ -605,6 +623,7 @@ int main(void) {
     RUN(a_cmyk_jpeg_without_the_mark_is_refused_by_name);
     RUN(huffman_tables_above_256_codes_are_refused);
     RUN(a_jpeg_without_its_end_is_refused);
+    RUN(a_jpeg_whose_scan_ends_early_is_refused);
     RUN(a_jpeg_of_impossible_size_is_refused);
     RUN(a_jpeg_that_lacks_its_tables_or_components_is_refused);
     RUN(exif_orientation_turns_the_image);
