@@ -144,7 +144,8 @@ static bool cut_window(const data_prep *p, const data_image *im, window at, data
         uint8_t *to = out->x + (size_t)y * (size_t)p->w * c;
         const uint8_t *from = im->x + (size_t)sy * (size_t)im->w * c;
         if (!at.mirror && last > first)
-            memcpy(to + (size_t)first * c, from + (size_t)(at.x + first) * c, (size_t)(last - first) * c);
+            memcpy(to + (size_t)first * c, from + (size_t)(at.x + first) * c,
+                   (size_t)(last - first) * c);
         for (int x = first; at.mirror && x < last; x++)
             memcpy(to + (size_t)(p->w - 1 - x) * c, from + (size_t)(at.x + x) * c, c);
     }

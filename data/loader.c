@@ -237,7 +237,8 @@ static bool options_check(const loader_options *o, int64_t n, err *e) {
                        "probabilities and area fractions of the augmentation are from 0 to 1");
     if (!(a->mixup >= 0 && a->mixup <= 1e6)) return err_set(e, ERR_USAGE, "mixup %g", a->mixup);
     if (!(a->cutmix >= 0 && a->cutmix <= 1e6)) return err_set(e, ERR_USAGE, "cutmix %g", a->cutmix);
-    if (!(a->jitter >= 0 && a->jitter <= 100)) return err_set(e, ERR_USAGE, "colour jitter %g", a->jitter);
+    if (!(a->jitter >= 0 && a->jitter <= 100))
+        return err_set(e, ERR_USAGE, "colour jitter %g", a->jitter);
     for (int64_t i = 0; o->index && i < n; i++)
         if (o->index[i] < 0 || o->index[i] >= data_count(o->set))
             return err_set(e, ERR_CONFIG, "image %d of a set of %lld", o->index[i],

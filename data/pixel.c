@@ -187,7 +187,8 @@ static void rotate(canvas *k, double degrees) {
     double angle = -(degrees < 0 ? degrees + 360 : degrees) * (3.14159265358979323846 / 180);
     double c = nearbyint(cos(angle) * 1e15) / 1e15, s = nearbyint(sin(angle) * 1e15) / 1e15;
     double mx = k->w / 2.0, my = k->h / 2.0;
-    affine(k, (double[6]){ c, s, c * -mx + s * -my + 0.0 + mx, -s, c, -s * -mx + c * -my + 0.0 + my });
+    const double a[6] = { c, s, c * -mx + s * -my + mx, -s, c, -s * -mx + c * -my + my };
+    affine(k, a);
 }
 
 const pixel_op pixel_ops[] = {

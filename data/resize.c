@@ -120,6 +120,10 @@ static __m128i total(sum4 s) {
     return _mm_srai_epi32(_mm_add_epi32(v, _mm_set1_epi32(HALF)), FRACTION_BITS);
 }
 
+static __m128i load16(const uint8_t *p) {
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+
 static __m128i load4(const uint8_t *p) {
     int32_t v;
     memcpy(&v, p, 4);
@@ -152,15 +156,15 @@ static size_t resize_column_wide(const uint8_t *p, size_t row, const int32_t *pa
         sum4 s[4] = { { zero, zero }, { zero, zero }, { zero, zero }, { zero, zero } };
         for (int i = 0; i < count; i += 2) {
             const uint8_t *above = p + (size_t)i * row + x;
-            __m128i a = _mm_loadu_si128((const __m128i *)(const void *)above);
-            __m128i b = i + 1 < count ? _mm_loadu_si128((const __m128i *)(const void *)(above + row)) : zero;
+            __m128i a = load16(above), b = i + 1 < count ? load16(above + row) : zero;
             __m128i left = _mm_unpacklo_epi8(a, b), right = _mm_unpackhi_epi8(a, b);
             s[0] = add_pair(s[0], _mm_unpacklo_epi8(left, zero), pair + i);
             s[1] = add_pair(s[1], _mm_unpackhi_epi8(left, zero), pair + i);
             s[2] = add_pair(s[2], _mm_unpacklo_epi8(right, zero), pair + i);
             s[3] = add_pair(s[3], _mm_unpackhi_epi8(right, zero), pair + i);
         }
-        __m128i v = _mm_packs_epi32(total(s[0]), total(s[1])), u = _mm_packs_epi32(total(s[2]), total(s[3]));
+        __m128i v = _mm_packs_epi32(total(s[0]), total(s[1]));
+        __m128i u = _mm_packs_epi32(total(s[2]), total(s[3]));
         _mm_storeu_si128((__m128i *)(void *)(to + x), _mm_packus_epi16(v, u));
     }
     return x;
