@@ -3,7 +3,7 @@
  * of threads; an output or gradient that is not finite is an error. The networks, their batches and
  * their names are those of bench/peers/models.py.
  *   bench_net [--models A,B] [--mode infer,train] [--batch N,M] [--threads N,M] [--seconds S]
- *             [--isa NAME] [--conv ROAD] */
+ *             [--isa NAME] [--conv ROAD] [--exact yes] */
 #include "nn/nn.h"
 
 #include <math.h>
@@ -32,6 +32,7 @@ typedef struct {
     const char *models, *mode, *isa, *conv;
     list batch, threads;         /* batch.n = 0: the network's own */
     double seconds;
+    bool exact;
 } settings;
 
 /* ---- the command line ---------------------------------------------------------------------------- */
@@ -78,6 +79,7 @@ static bool read_settings(int argc, char **argv, settings *o)
         else if (!strcmp(argv[i], "--mode")) o->mode = value;
         else if (!strcmp(argv[i], "--isa")) o->isa = value;
         else if (!strcmp(argv[i], "--conv")) o->conv = value;
+        else if (!strcmp(argv[i], "--exact")) o->exact = !strcmp(value, "yes");
         else if (!strcmp(argv[i], "--seconds")) o->seconds = strtod(value, NULL);
         else if (!strcmp(argv[i], "--batch") && !parse_list(value, &o->batch)) return false;
         else if (!strcmp(argv[i], "--threads") && !parse_list(value, &o->threads)) return false;
@@ -253,7 +255,7 @@ static bool bench(const struct network *net, const settings *o, err *e)
 static bool bench_all(const settings *o, err *e)
 {
     for (int k = 0; k < o->threads.n; k++) {
-        if (!core_init(&(core_options){ .threads = o->threads.value[k], .isa = o->isa, .conv = o->conv }, e))
+        if (!core_init(&(core_options){ .threads = o->threads.value[k], .isa = o->isa, .conv = o->conv, .exact = o->exact }, e))
             return false;
         bool ok = true;
         for (int i = 0; ok && i < NETWORKS; i++)
@@ -270,7 +272,7 @@ int main(int argc, char **argv)
     err e = { 0 };
     if (!read_settings(argc, argv, &o)) {
         fprintf(stderr, "usage: bench_net [--models A,B] [--mode infer,train] [--batch N,M] [--threads N,M] [--seconds S]"
-                        " [--isa NAME] [--conv ROAD]\nmodels:");
+                        " [--isa NAME] [--conv ROAD] [--exact yes]\nmodels:");
         for (int i = 0; i < NETWORKS; i++) fprintf(stderr, " %s", networks[i].name);
         fprintf(stderr, "\n");
         return ERR_USAGE;

@@ -22,6 +22,8 @@ static const cli_option common_option[] = {
       "instruction set (the best there is, unless given)" },
     { "conv", CLI_CHOICE, offsetof(cli_common, conv), NULL, "direct|im2col",
       "road of convolutions (direct, unless given)" },
+    { "exact", CLI_FLAG, offsetof(cli_common, exact), NULL, NULL,
+      "inference without Winograd's convolutions, whose rounding is looser" },
 };
 
 /* ---- nearest names --------------------------------------------------------------------------- */
@@ -388,7 +390,8 @@ static bool run_verb(const cli_verb *v, int argc, char **argv, err *e) {
     bool ok = c.options && c.word && parse(&c, argc, argv, e);
     if (ok && c.help) print_verb_help(v);
     else if (ok) {
-        core_options o = { .threads = (int)c.common.threads, .isa = c.common.isa, .conv = c.common.conv };
+        core_options o = { .threads = (int)c.common.threads, .isa = c.common.isa, .conv = c.common.conv,
+                           .exact = c.common.exact };
         ok = core_init(&o, e);
         if (ok) {
             stop_install();

@@ -33,7 +33,7 @@ typedef struct {
 
 typedef struct {                 /* every verb has these */
     int64_t threads, seed;
-    bool json, quiet;
+    bool json, quiet, exact;
     const char *isa, *conv;
 } cli_common;
 

@@ -42,7 +42,7 @@ bool core_init(const core_options *o, err *e) {
     /* A full disk and a closed pipe are errors with a sentence, not deaths. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
-    if (!choose_isa(o->isa, &chosen.isa, e) || !conv_road_select(o->conv, e)) return false;
+    if (!choose_isa(o->isa, &chosen.isa, e) || !conv_road_select(o->conv, o->exact, e)) return false;
     kern_select(chosen.isa);
     if (!par_start(threads, e)) return false;
     if (!gemm_init(e)) { par_stop(); return false; }
@@ -56,6 +56,7 @@ void core_stop(void) {
 
 isa_level   core_isa(void) { return chosen.isa; }
 const char *core_conv_road(void) { return conv_road(); }
+bool        core_exact(void) { return conv_exact(); }
 
 void core_describe(buf *out) {
     char cpu[128];
@@ -73,6 +74,7 @@ void core_describe(buf *out) {
     json_int(&w, "cpus", core_cpus());
     json_text(&w, "isa", isa_names[chosen.isa]);
     json_text(&w, "conv", conv_road());
+    json_bool(&w, "exact", conv_exact());
     json_text(&w, "blas", gemm_name());
     json_int(&w, "threads", par_threads());
     json_end(&w, '}');

@@ -124,6 +124,7 @@ typedef struct {
     int threads;                 /* 0: the cores this process may use */
     const char *isa;             /* NULL: the best the CPU has; a name it lacks is refused */
     const char *conv;            /* NULL or "direct": register tiles; "im2col": unfold + gemm */
+    bool exact;                  /* inference: every convolution by its definition, none by Winograd */
 } core_options;
 
 /* Start the pool, choose kernels, check OpenBLAS (serial or single-threaded, ten-millisecond
@@ -134,6 +135,7 @@ void core_stop(void);
 
 isa_level   core_isa(void);
 const char *core_conv_road(void);                       /* "direct" or "im2col" */
+bool        core_exact(void);
 int         core_cpus(void);                            /* cores this process may use */
 size_t      core_l2_bytes(void);                        /* cache of one core; 1 MiB where unknown */
 /* JSON object text describing machine and build: compiler, flags, cpu, isa, blas, threads, commit. */

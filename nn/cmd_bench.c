@@ -153,7 +153,8 @@ static bool measure(work *w, err *e) {
     nn_timing *t = mem_new((size_t)w->n, sizeof *t, e);
     bool ok = plan && t;
     for (int i = 0; ok && i < w->threads.n; i++) {
-        core_options core = { .threads = w->threads.value[i], .isa = w->c->isa, .conv = w->c->conv };
+        core_options core = { .threads = w->threads.value[i], .isa = w->c->isa, .conv = w->c->conv,
+                              .exact = w->c->exact };
         core_stop();
         ok = core_init(&core, e);
         for (int k = 0; ok && k < w->batch.n; k++) ok = measure_group(w, k, plan, t, e);

@@ -39,7 +39,7 @@ int64_t conv_macs(const conv_shape *s)
 }
 
 
-typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE } road_kind;
+typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE, WINOGRAD2, WINOGRAD4 } road_kind;
 
 /* The gathers of one pass, all on the tile or all depthwise. */
 typedef struct { tile_plan **tile; dw_plan **dw; int n; size_t packed; } gather_set;
@@ -50,6 +50,7 @@ struct conv_plan {
     gather_set forward, back;
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
     im2col_plan *im2col;
+    wino_plan *wino;
 };
 
 static bool set_add(gather_set *set, const gather *g, const conv_shape *s, err *e)
@@ -114,9 +115,21 @@ static bool roads_new(conv_plan *p, unsigned passes, err *e)
     bool dw = p->road == DEPTHWISE;
     if (p->road == REFERENCE) return true;
     if (p->road == IM2COL) return (p->im2col = im2col_plan_new(&p->s, e));
+    if (p->road == WINOGRAD2 || p->road == WINOGRAD4) return (p->wino = wino_plan_new(&p->s, p->road == WINOGRAD4 ? 4 : 2, e));
     if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, CONV_FORWARD, e)) return false;
     if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, CONV_DATA_GRAD, e)) return false;
     return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, e));
+}
+
+static road_kind road_for(const conv_shape *s, unsigned passes)
+{
+    const char *road = conv_road();
+    if (!strcmp(road, "reference")) return REFERENCE;
+    if (!strcmp(road, "im2col")) return IM2COL;
+    if (s->groups > 1 && s->groups == s->c && s->groups == s->o) return DEPTHWISE;
+    if (passes != (CONV_FORWARD | CONV_INFER) || conv_exact() || !wino_can(s)) return DIRECT;
+    int M = !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_choose(s);
+    return M == 4 ? WINOGRAD4 : M == 2 ? WINOGRAD2 : DIRECT;
 }
 
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
@@ -124,10 +137,8 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     if (!conv_shape_check(s, e)) return NULL;
     conv_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
-    bool depthwise = s->groups > 1 && s->groups == s->c && s->groups == s->o;
     p->s = *s;
-    p->road = !strcmp(conv_road(), "reference") ? REFERENCE : !strcmp(conv_road(), "im2col") ? IM2COL
-            : depthwise ? DEPTHWISE : DIRECT;
+    p->road = road_for(s, passes);
     if (!roads_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
 }
@@ -139,6 +150,7 @@ void conv_plan_free(conv_plan *p)
     set_free(&p->back);
     wgrad_plan_free(p->wgrad);
     im2col_plan_free(p->im2col);
+    wino_plan_free(p->wino);
     mem_free(p);
 }
 
@@ -146,7 +158,8 @@ const conv_shape *conv_plan_shape(const conv_plan *p) { return &p->s; }
 
 const char *conv_plan_road(const conv_plan *p)
 {
-    static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct", [DEPTHWISE] = "depthwise" };
+    static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct",
+                                        [DEPTHWISE] = "depthwise", [WINOGRAD2] = "winograd2", [WINOGRAD4] = "winograd4" };
     return name[p->road];
 }
 
@@ -159,6 +172,7 @@ size_t conv_packed_floats(const conv_plan *p, conv_pass pass)
 {
     if (p->road == REFERENCE) return weight_floats(&p->s);
     if (p->road == IM2COL) return im2col_packed_floats(p->im2col);
+    if (p->wino) return wino_packed_floats(p->wino);
     return pass == CONV_FORWARD ? p->forward.packed : p->back.packed;
 }
 
@@ -166,12 +180,14 @@ void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *p
 {
     if (p->road == REFERENCE) { memcpy(packed, w_oihw, weight_floats(&p->s) * sizeof *packed); return; }
     if (p->road == IM2COL) { im2col_pack(p->im2col, w_oihw, packed); return; }
+    if (p->wino) { wino_pack(p->wino, w_oihw, packed); return; }
     set_pack(pass == CONV_FORWARD ? &p->forward : &p->back, w_oihw, packed);
 }
 
 size_t conv_scratch_floats(const conv_plan *p)
 {
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
+    if (p->wino) return wino_scratch_floats(p->wino);
     size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
     if (set_scratch(&p->forward) > most) most = set_scratch(&p->forward);
     return set_scratch(&p->back) > most ? set_scratch(&p->back) : most;
@@ -184,6 +200,7 @@ void conv_forward(const conv_plan *p, const float *x, const float *packed, const
     if (!ep) ep = &none;
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
     else if (p->road == IM2COL) im2col_forward(p->im2col, x, packed, ep, y, scratch);
+    else if (p->wino) wino_run(p->wino, x, packed, ep, y, scratch);
     else set_run(&p->forward, x, packed, ep, y, scratch);
 }
 

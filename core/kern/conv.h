@@ -2,7 +2,7 @@
  *
  * A road is a plan with the four things done with it. conv.c picks one per shape; each file makes
  * its own kind of plan: conv_tile.c (forward and data gradient on the register tile) together with
- * conv_wgrad.c, depthwise.c, im2col.c, and the loops of kern_ref.c. */
+ * conv_wgrad.c, winograd.c, depthwise.c, im2col.c, and the loops of kern_ref.c. */
 #ifndef LM_CONV_H
 #define LM_CONV_H
 
@@ -48,6 +48,18 @@ void   tile_pack(const tile_plan *p, const float *w_oihw, float *packed);
 size_t tile_scratch_floats(const tile_plan *p);
 void   tile_run(tile_plan *const *phase, int phases, const float *x, const float *packed,
                 const conv_epilogue *ep, float *y, float *scratch);
+
+/* Forward of 3×3 kernels, stride 1, as F(M×M,3×3). */
+typedef struct wino_plan wino_plan;
+bool   wino_can(const conv_shape *s);
+int    wino_choose(const conv_shape *s);                /* M = 4, 2, or 0: the direct road is faster */
+wino_plan *wino_plan_new(const conv_shape *s, int M, err *e);
+void   wino_plan_free(wino_plan *p);
+size_t wino_packed_floats(const wino_plan *p);
+void   wino_pack(const wino_plan *p, const float *w_oihw, float *packed);
+size_t wino_scratch_floats(const wino_plan *p);
+void   wino_run(const wino_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y,
+                float *scratch);
 
 typedef struct wgrad_plan wgrad_plan;
 wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e);

@@ -5,6 +5,7 @@
 
 kern_table kern;
 static const char *road = "direct";
+static bool exact;
 
 void kern_select(isa_level isa)
 {
@@ -17,9 +18,10 @@ void kern_select(isa_level isa)
 #endif
 }
 
-bool conv_road_select(const char *name, err *e)
+bool conv_road_select(const char *name, bool no_winograd, err *e)
 {
-    static const char *const known[] = { "direct", "im2col", "reference" };
+    static const char *const known[] = { "direct", "im2col", "reference", "winograd2", "winograd4" };
+    exact = no_winograd;
     if (!name) name = "direct";
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i])) { road = known[i]; return true; }
@@ -27,3 +29,4 @@ bool conv_road_select(const char *name, err *e)
 }
 
 const char *conv_road(void) { return road; }
+bool conv_exact(void) { return exact; }

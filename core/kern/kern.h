@@ -64,6 +64,30 @@ typedef struct {
     float *sum;
 } dw_args;
 
+/* ---- Winograd's transforms: body_wino.h --------------------------------------------------------- */
+
+/* Points of F(4×4,3×3). Of all pairs of sixteenths this one rounds least: half the usual 1 and 2. */
+#define WINO_P 0.625f
+#define WINO_Q 1.5f
+
+/* v[k*plane + c] = place k of the transformed patch, whole vectors. x: its first pixel, inside the
+ * image or not; what is outside rows [r0,r1) and columns [c0,c1) of the patch counts as zero. */
+typedef struct {
+    const float *x;
+    int64_t x_row, x_col, plane;
+    int r0, r1, c0, c1, channels;
+    float *v;
+} wino_in_args;
+
+/* y[rows][cols][16*nv) = clamp(tile of m[k*plane …] + bias + residual) */
+typedef struct {
+    const float *m, *bias, *residual;                   /* the latter may be NULL; residual as y */
+    int64_t plane, y_row, y_col;
+    int rows, cols, nv, lanes;                          /* of the tile inside the image; lanes of the last vector */
+    float lo, hi;
+    float *y;
+} wino_out_args;
+
 /* ---- rows × channels, plain vectors: body_norm.h ------------------------------------------------ */
 
 typedef struct {
@@ -104,6 +128,8 @@ typedef struct {
     int tallest[2], wtallest[2];                        /* heights worth using: 1 … tallest[NV-1] */
     void (*tile[2][TILE_MAX + 1])(const tile_args *);   /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
+    void (*wino_in[2])(const wino_in_args *);           /* F(2×2), F(4×4) */
+    void (*wino_out[2])(const wino_out_args *);
     void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
     void (*dw_wgrad[DW_WIDTHS][2])(const dw_args *);
     void (*moments)(const norm_args *);                 /* sums of x and x² */
@@ -132,8 +158,11 @@ void kern_avx512(kern_table *k);
 /* ---- choices, called by core_init before anything computes ------------------------------------ */
 
 void kern_select(isa_level isa);
-bool conv_road_select(const char *road, err *e);        /* NULL: "direct" */
+/* road NULL: "direct". exact: no Winograd under "direct". The roads "reference", "winograd2" and
+ * "winograd4" (wherever they can) are for tests and benchmarks. */
+bool conv_road_select(const char *road, bool exact, err *e);
 const char *conv_road(void);
+bool conv_exact(void);
 
 /* ---- the definition --------------------------------------------------------------------------- */
 

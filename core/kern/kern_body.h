@@ -7,6 +7,7 @@
 #include "core/kern/body_dw.h"
 #include "core/kern/body_norm.h"
 #include "core/kern/body_pool.h"
+#include "core/kern/body_wino.h"
 
 void KERN_NAME(kern_table *k)
 {
@@ -15,4 +16,5 @@ void KERN_NAME(kern_table *k)
     fill_dw(k);
     fill_norm(k);
     fill_pool(k);
+    fill_wino(k);
 }

@@ -1,0 +1,119 @@
+/* Winograd's transforms of an image patch and of an output tile, LANES channels at a time (Lavin and
+ * Gray 2016, "Fast algorithms for convolutional neural networks"). A tile of M×M outputs of a 3×3
+ * kernel is A'((G g G') · (B' d B))A of a patch d of (M+2)×(M+2) pixels. Row i of B', column i of
+ * A' belong to one interpolation point: 0, 1, -1, infinity for M = 2 and 0, P, -P, Q, -Q, infinity
+ * for M = 4. G is in winograd.c. */
+
+enum { WINO_MOST = 6 };
+
+/* t = B' d along one line of a patch. */
+INLINE void wino_in_line(const int M, const vf *d, const int step, vf *t)
+{
+    if (M == 2) {
+        t[0] = v_sub(d[2 * step], d[0]);
+        t[1] = v_add(d[2 * step], d[step]);
+        t[2] = v_sub(d[2 * step], d[step]);
+        t[3] = v_sub(d[3 * step], d[step]);
+        return;
+    }
+    const vf p = v_set1(WINO_P), q = v_set1(WINO_Q), pp = v_set1(-WINO_P * WINO_P), qq = v_set1(-WINO_Q * WINO_Q);
+    const vf sum = v_set1(-WINO_P * WINO_P - WINO_Q * WINO_Q), product = v_set1(WINO_P * WINO_P * WINO_Q * WINO_Q);
+    vf even_p = v_fma(qq, d[2 * step], d[4 * step]), odd_p = v_mul(p, v_fma(qq, d[step], d[3 * step]));
+    vf even_q = v_fma(pp, d[2 * step], d[4 * step]), odd_q = v_mul(q, v_fma(pp, d[step], d[3 * step]));
+    t[0] = v_fma(product, d[0], v_fma(sum, d[2 * step], d[4 * step]));
+    t[1] = v_add(even_p, odd_p);
+    t[2] = v_sub(even_p, odd_p);
+    t[3] = v_add(even_q, odd_q);
+    t[4] = v_sub(even_q, odd_q);
+    t[5] = v_fma(product, d[step], v_fma(sum, d[3 * step], d[5 * step]));
+}
+
+/* y = A' m along one line. */
+INLINE void wino_out_line(const int M, const vf *m, const int step, vf *y)
+{
+    vf s1 = v_add(m[step], m[2 * step]), e1 = v_sub(m[step], m[2 * step]);
+    if (M == 2) {
+        y[0] = v_add(m[0], s1);
+        y[1] = v_add(m[3 * step], e1);
+        return;
+    }
+    const vf p = v_set1(WINO_P), q = v_set1(WINO_Q), pp = v_set1(WINO_P * WINO_P), qq = v_set1(WINO_Q * WINO_Q);
+    vf s2 = v_add(m[3 * step], m[4 * step]), e2 = v_sub(m[3 * step], m[4 * step]);
+    e1 = v_mul(p, e1);
+    e2 = v_mul(q, e2);
+    y[0] = v_add(m[0], v_add(s1, s2));
+    y[1] = v_add(e1, e2);
+    y[2] = v_fma(pp, s1, v_mul(qq, s2));
+    y[3] = v_add(m[5 * step], v_fma(pp, e1, v_mul(qq, e2)));
+}
+
+/* n channels of a patch; `whole`: every pixel lies inside the image, every lane holds a channel. */
+INLINE void wino_in_vector(const int M, const bool whole, const wino_in_args *a, int c, int n)
+{
+    const int A = M + 2;
+    vf half[WINO_MOST * WINO_MOST], d[WINO_MOST], t[WINO_MOST];
+    for (int k = 0; k < A; k++) {                       /* column k, all rows */
+        const float *x = a->x + k * a->x_col + c;
+        bool column = whole || (k >= a->c0 && k < a->c1);
+        UNROLL for (int r = 0; r < A; r++)
+            d[r] = whole ? v_load(x + r * a->x_row)
+                 : column && r >= a->r0 && r < a->r1 ? v_load_n(x + r * a->x_row, n) : v_zero();
+        wino_in_line(M, d, 1, t);
+        UNROLL for (int r = 0; r < A; r++) half[r * A + k] = t[r];
+    }
+    float *v = a->v + c;
+    for (int r = 0; r < A; r++, v += A * a->plane) {
+        wino_in_line(M, half + r * A, 1, t);
+        UNROLL for (int k = 0; k < A; k++) v_store(v + k * a->plane, t[k]);
+    }
+}
+
+INLINE void wino_in_body(const int M, const wino_in_args *a)
+{
+    int c = 0;
+    bool inside = a->r0 == 0 && a->c0 == 0 && a->r1 == M + 2 && a->c1 == M + 2;
+    if (inside)
+        for (; c + LANES <= a->channels; c += LANES) wino_in_vector(M, true, a, c, LANES);
+    for (; c < a->channels; c += LANES) wino_in_vector(M, false, a, c, (int)kern_min(LANES, a->channels - c));
+}
+
+INLINE void wino_out_vector(const int M, const wino_out_args *a, const int v, int n)
+{
+    const int A = M + 2;
+    vf half[4 * WINO_MOST], line[WINO_MOST], t[4];
+    const float *m = a->m + v * LANES;
+    for (int k = 0; k < A; k++) {
+        UNROLL for (int r = 0; r < A; r++) line[r] = v_load(m + (r * A + k) * a->plane);
+        wino_out_line(M, line, 1, t);
+        UNROLL for (int r = 0; r < M; r++) half[r * A + k] = t[r];
+    }
+    vf bias = a->bias ? v_load_n(a->bias + v * LANES, n) : v_zero(), lo = v_set1(a->lo), hi = v_set1(a->hi);
+    for (int r = 0; r < a->rows; r++) {
+        int64_t at = r * a->y_row + v * LANES;
+        wino_out_line(M, half + r * A, 1, t);
+        UNROLL for (int k = 0; k < M; k++) {
+            if (k >= a->cols) break;
+            vf y = v_add(t[k], bias);
+            if (a->residual) y = v_add(y, v_load_n(a->residual + at + k * a->y_col, n));
+            v_store_n(a->y + at + k * a->y_col, n, v_min(hi, v_max(lo, y)));
+        }
+    }
+}
+
+INLINE void wino_out_body(const int M, const wino_out_args *a)
+{
+    for (int v = 0; v < a->nv; v++) wino_out_vector(M, a, v, v == a->nv - 1 ? a->lanes : LANES);
+}
+
+static void wino_in_2(const wino_in_args *a) { wino_in_body(2, a); }
+static void wino_in_4(const wino_in_args *a) { wino_in_body(4, a); }
+static void wino_out_2(const wino_out_args *a) { wino_out_body(2, a); }
+static void wino_out_4(const wino_out_args *a) { wino_out_body(4, a); }
+
+static void fill_wino(kern_table *k)
+{
+    k->wino_in[0] = wino_in_2;
+    k->wino_in[1] = wino_in_4;
+    k->wino_out[0] = wino_out_2;
+    k->wino_out[1] = wino_out_4;
+}

@@ -1,0 +1,286 @@
+/* Forward 3×3 convolution of stride 1 as Winograd's F(M×M,3×3), M = 2 or 4: (M+2)² products of
+ * transformed patches with transformed weights for 9M² multiply-adds, on the register tile of the
+ * direct road. The transforms are body_wino.h's, the choice between the roads is wino_choose's.
+ *
+ * Output tiles of all images stand in one row and are cut into units. A task transforms a unit's
+ * patches into scratch that stays in the cache; then, for a panel of out-channels at a time, come
+ * (M+2)² small products and the output transform with its epilogue. Nothing as large as a tensor is
+ * stored. The sum of an output does not depend on the cut.
+ *
+ *   packed weights  [group][panel][(M+2)²][c][16*NV]
+ *   scratch of a worker: patches [(M+2)²][tiles][row], products [(M+2)²][tiles][16*NV] */
+#include <math.h>
+#include <string.h>
+
+#include "core/kern/conv.h"
+
+/* Gaps keep rows and planes that are used together out of each other's cache lines. */
+enum { PATCH_MOST = 36, WIDEST = 2 * LANES_MAX, ROW_GAP = 16, PLANE_GAP = 16 };
+
+struct wino_plan {
+    conv_shape s;
+    int M, A;                    /* outputs and pixels along a tile's side */
+    int down, across;            /* tiles of an image */
+    int64_t tiles;               /* of all images */
+    int unit, row;               /* tiles of a unit; floats from one tile's channels to the next one's */
+    int64_t units, in_plane, out_plane;
+    int panels, panels_per_task, workers;
+    size_t own;                  /* scratch floats of a worker */
+};
+
+/* ---- which road ------------------------------------------------------------------------------- */
+
+bool wino_can(const conv_shape *s)
+{
+    return s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1;
+}
+
+static int64_t tiles_of(const conv_shape *s, int M)
+{
+    return (int64_t)s->n * kern_div_up(conv_out_h(s), M) * kern_div_up(conv_out_w(s), M);
+}
+
+/* Costs by shape alone, in multiply-adds that the register tile does in the same time, from the layers
+ * of ResNet-20 and -34 at batches 1 and 16, AVX-512, one thread. Never by a clock: a shape takes the
+ * same road, and gives the same bits, in every run. */
+enum { TRANSFORM_2 = 195, TRANSFORM_4 = 520 };           /* of one channel of a tile, in or out */
+enum { STREAM = 20, CACHED_FLOATS = 1 << 18 };           /* of a float from beyond the L2, and what fits there */
+static const double tile_loss = 1.1;                     /* tiles reach 90 % of the peak */
+
+/* Taps of three that lie inside, summed over the outputs of an axis. */
+static int64_t live_taps(int outputs, int pad, int size)
+{
+    int64_t live = 0;
+    for (int q = 0; q < outputs; q++) live += kern_max(0, kern_min(size, q - pad + 3) - kern_max(0, q - pad));
+    return live;
+}
+
+static double direct_cost(const conv_shape *s)
+{
+    double pairs = (double)(s->c / s->groups) * s->o;
+    double live = (double)live_taps(conv_out_h(s), s->pt, s->h) * (double)live_taps(conv_out_w(s), s->pl, s->w);
+    return tile_loss * s->n * live * pairs + STREAM * 9 * pairs;
+}
+
+/* Patches of a unit, in floats and tiles: every unit reads all weights again. */
+enum { UNIT_FLOATS = 1 << 17, UNIT_TILES = 28 };
+
+static int64_t unit_tiles(int places, int row) { return kern_max(UNIT_TILES, UNIT_FLOATS / ((int64_t)places * row)); }
+static int row_floats(const conv_shape *s) { return (int)kern_div_up(s->c, LANES_MAX) * LANES_MAX + ROW_GAP; }
+
+static double wino_cost(const conv_shape *s, int M)
+{
+    int places = (M + 2) * (M + 2), row = row_floats(s);
+    double pairs = (double)(s->c / s->groups) * s->o, tiles = (double)tiles_of(s, M);
+    double unit = fmin(tiles, (double)unit_tiles(places, row)), units = ceil(tiles / unit);
+    double channels = (double)(kern_div_up(s->c, LANES_MAX) + kern_div_up(s->o, LANES_MAX)) * LANES_MAX;
+    double patches = unit * places * row, panels = ceil((double)s->o / WIDEST);
+    double streamed = units * (places * pairs + (patches > CACHED_FLOATS ? patches * panels : 0));
+    return tile_loss * places * tiles * pairs + (M == 2 ? TRANSFORM_2 : TRANSFORM_4) * tiles * channels + STREAM * streamed;
+}
+
+int wino_choose(const conv_shape *shape)
+{
+    conv_shape one = *shape, *s = &one;
+    one.n = 1;                                           /* an image's answer must not depend on its batch */
+    double direct = direct_cost(s), two = wino_cost(s, 2), four = wino_cost(s, 4);
+    return direct <= fmin(two, four) ? 0 : two <= four ? 2 : 4;
+}
+
+/* ---- planning --------------------------------------------------------------------------------- */
+
+/* As many slices of the panels as make PIECES tasks of PIECE_MACS, while transforming a patch once more
+ * for each stays cheap; where units are large and few, smaller ones. */
+enum { SLICE_PANELS = 2 };
+
+static void cut(wino_plan *p)
+{
+    int cg = p->s.c / p->s.groups, og = p->s.o / p->s.groups, tall = kern.tallest[og > kern.lanes];
+    int64_t macs = p->tiles * p->A * p->A * cg * p->s.o, tasks = kern_max(1, kern_min(PIECES, macs / PIECE_MACS));
+    p->panels = p->s.groups * panel_count(og);
+    int64_t slices = kern_max(1, kern_min(p->panels / SLICE_PANELS, tasks));
+    int64_t fit = unit_tiles(p->A * p->A, p->row), share = kern_div_up(p->tiles * slices, tasks);
+    p->unit = (int)kern_min(p->tiles, kern_div_up(kern_min(fit, share), tall) * tall);
+    p->units = kern_div_up(p->tiles, p->unit);
+    p->panels_per_task = (int)kern_div_up(p->panels, kern_min(slices, kern_div_up(tasks, p->units)));
+}
+
+wino_plan *wino_plan_new(const conv_shape *s, int M, err *e)
+{
+    wino_plan *p = mem_new(1, sizeof *p, e);
+    if (!p) return NULL;
+    *p = (wino_plan){ .s = *s, .M = M, .A = M + 2, .tiles = tiles_of(s, M), .workers = par_threads(),
+                      .down = (int)kern_div_up(conv_out_h(s), M), .across = (int)kern_div_up(conv_out_w(s), M),
+                      .row = row_floats(s) };
+    cut(p);
+    p->in_plane = (int64_t)p->unit * p->row;
+    p->out_plane = (int64_t)p->unit * WIDEST + PLANE_GAP;
+    p->own = (size_t)(p->A * p->A * (p->in_plane + p->out_plane));
+    return p;
+}
+
+void   wino_plan_free(wino_plan *p) { mem_free(p); }
+size_t wino_scratch_floats(const wino_plan *p) { return p->own * (size_t)p->workers; }
+
+/* Floats of packed weights before panel i of a group; i = panel_count: of the whole group. */
+static int64_t panel_offset(const wino_plan *p, int i)
+{
+    int64_t lanes = 0;
+    for (int k = 0; k < i; k++) lanes += panel_at(p->s.o / p->s.groups, k).nv * kern.lanes;
+    return lanes * p->A * p->A * (p->s.c / p->s.groups);
+}
+
+size_t wino_packed_floats(const wino_plan *p)
+{
+    return (size_t)(panel_offset(p, panel_count(p->s.o / p->s.groups)) * p->s.groups);
+}
+
+/* ---- weights ---------------------------------------------------------------------------------- */
+
+/* G: row i evaluates a kernel of three taps at point i and divides by the product of the point's
+ * distances from the others; the last row is the point at infinity. */
+static void kernel_transform(int M, double G[][3])
+{
+    static const double points[2][5] = { { 0, 1, -1 }, { 0, (double)WINO_P, -(double)WINO_P, (double)WINO_Q, -(double)WINO_Q } };
+    const double *at = points[M == 4];
+    for (int i = 0; i <= M; i++) {
+        double away = 1;
+        for (int j = 0; j <= M; j++)
+            if (j != i) away *= at[i] - at[j];
+        for (int k = 0; k < 3; k++) G[i][k] = (k == 0 ? 1 : k == 1 ? at[i] : at[i] * at[i]) / away;
+    }
+    G[M + 1][0] = G[M + 1][1] = 0;
+    G[M + 1][2] = 1;
+}
+
+typedef struct { const wino_plan *p; const float *w; float *packed; double G[6][3]; } pack_job;
+
+/* u[k*step] = place k of G g G', g being 3×3, rounded once. */
+static void transform_kernel(const pack_job *j, const float *g, float *u, int step)
+{
+    const int A = j->p->A;
+    for (int a = 0; a < A; a++) {
+        double t[3] = { 0 };
+        for (int i = 0; i < 3; i++)
+            for (int k = 0; k < 3; k++) t[k] += j->G[a][i] * (double)g[3 * i + k];
+        for (int b = 0; b < A; b++)
+            u[(a * A + b) * step] = (float)(j->G[b][0] * t[0] + j->G[b][1] * t[1] + j->G[b][2] * t[2]);
+    }
+}
+
+/* One panel's weights of one in-channel. */
+static void pack_piece(void *ctx, int64_t i, int worker)
+{
+    (void)worker;
+    const pack_job *j = ctx;
+    const wino_plan *p = j->p;
+    int cg = p->s.c / p->s.groups, og = p->s.o / p->s.groups, per_group = panel_count(og);
+    int c = (int)(i % cg), k = (int)(i / cg), group = k / per_group;
+    panel v = panel_at(og, k % per_group);
+    int wide = v.nv * kern.lanes, valid = (v.nv - 1) * kern.lanes + v.lanes;
+    float u[PATCH_MOST][WIDEST] = { { 0 } };
+    for (int o = 0; o < valid; o++)
+        transform_kernel(j, j->w + ((int64_t)(group * og + v.first + o) * cg + c) * 9, u[0] + o, WIDEST);
+    float *to = j->packed + panel_offset(p, per_group) * group + panel_offset(p, k % per_group) + (int64_t)c * wide;
+    for (int a = 0; a < p->A * p->A; a++, to += (int64_t)cg * wide) memcpy(to, u[a], (size_t)wide * sizeof *to);
+}
+
+void wino_pack(const wino_plan *p, const float *w_oihw, float *packed)
+{
+    pack_job j = { .p = p, .w = w_oihw, .packed = packed };
+    kernel_transform(p->M, j.G);
+    par_for((int64_t)p->panels * (p->s.c / p->s.groups), pack_piece, &j);
+}
+
+/* ---- running ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    const wino_plan *p;
+    const float *x, *packed;
+    const conv_epilogue *ep;
+    float *y, *scratch;
+    int OH, OW;
+} wino_job;
+
+typedef struct { int n, h, w; } place;                  /* of a tile: image, first output row and column */
+
+static place place_of(const wino_plan *p, int64_t tile)
+{
+    int64_t each = (int64_t)p->down * p->across;
+    return (place){ (int)(tile / each), (int)(tile % each / p->across) * p->M, (int)(tile % p->across) * p->M };
+}
+
+static void transform_patch(const wino_job *j, int64_t tile, float *v)
+{
+    const wino_plan *p = j->p;
+    const conv_shape *s = &p->s;
+    place at = place_of(p, tile);
+    int h = at.h - s->pt, w = at.w - s->pl;
+    wino_in_args a = { .x_row = (int64_t)s->w * s->c, .x_col = s->c, .plane = p->in_plane, .channels = s->c, .v = v,
+                       .r0 = (int)kern_max(0, -h), .r1 = (int)kern_min(p->A, s->h - h),
+                       .c0 = (int)kern_max(0, -w), .c1 = (int)kern_min(p->A, s->w - w) };
+    a.x = j->x + (int64_t)at.n * s->h * a.x_row + h * a.x_row + w * a.x_col;
+    kern.wino_in[p->M == 4](&a);
+}
+
+/* m[k][tile] = patches[k][tile] · weights[k], for every place k of the patch and all tiles of the unit. */
+static void multiply(const wino_plan *p, panel v, int tiles, const float *patches, const float *weights, float *m)
+{
+    int tall = kern.tallest[v.nv - 1], pieces = (int)kern_div_up(tiles, tall), wide = v.nv * kern.lanes, cg = p->s.c / p->s.groups;
+    int32_t ox[TILE_MAX], oy[TILE_MAX];
+    for (int i = 0; i < TILE_MAX; i++) { ox[i] = i * p->row; oy[i] = i * wide; }
+    conv_run run = { 0, 0 };
+    tile_args t = { .ox = ox, .oy = oy, .run = &run, .runs = 1, .len = cg, .lo = -INFINITY, .hi = INFINITY, .lanes = kern.lanes };
+    for (int k = 0; k < p->A * p->A; k++) {
+        t.w = weights + (int64_t)k * cg * wide;
+        for (int i = 0; i < pieces; i++) {
+            int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first;
+            t.x = patches + k * p->in_plane + (int64_t)first * p->row;
+            t.y = m + k * p->out_plane + (int64_t)first * wide;
+            kern.tile[v.nv - 1][height](&t);
+        }
+    }
+}
+
+/* Channels [o, …) of one tile of outputs. */
+static void finish(const wino_job *j, int64_t tile, int o, panel v, const float *m)
+{
+    const wino_plan *p = j->p;
+    const act_kind act = j->ep->act;
+    place at = place_of(p, tile);
+    int64_t y = (((int64_t)at.n * j->OH + at.h) * j->OW + at.w) * p->s.o + o;
+    wino_out_args a = { .m = m, .plane = p->out_plane, .y = j->y + y, .y_row = (int64_t)j->OW * p->s.o, .y_col = p->s.o,
+                        .bias = j->ep->bias ? j->ep->bias + o : NULL, .residual = j->ep->residual ? j->ep->residual + y : NULL,
+                        .rows = (int)kern_min(p->M, j->OH - at.h), .cols = (int)kern_min(p->M, j->OW - at.w),
+                        .nv = v.nv, .lanes = v.lanes, .lo = act == ACT_RELU || act == ACT_RELU6 ? 0 : -INFINITY,
+                        .hi = act == ACT_RELU6 ? 6 : INFINITY };
+    kern.wino_out[p->M == 4](&a);
+    for (int r = 0; act == ACT_SILU && r < a.rows; r++)
+        for (int c = 0; c < a.cols; c++) silu_in_place(a.y + r * a.y_row + c * a.y_col, (v.nv - 1) * kern.lanes + v.lanes);
+}
+
+/* Some panels of one unit. */
+static void run_task(void *ctx, int64_t i, int worker)
+{
+    const wino_job *j = ctx;
+    const wino_plan *p = j->p;
+    int64_t t0 = i % p->units * p->unit;
+    int tiles = (int)kern_min(p->unit, p->tiles - t0), cg = p->s.c / p->s.groups, og = p->s.o / p->s.groups, per_group = panel_count(og);
+    int first = (int)(i / p->units) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
+    float *patches = j->scratch + (size_t)worker * p->own, *m = patches + p->A * p->A * p->in_plane;
+    for (int t = 0; t < tiles; t++) transform_patch(j, t0 + t, patches + (int64_t)t * p->row);
+    for (int k = first; k < end; k++) {
+        int group = k / per_group;
+        panel v = panel_at(og, k % per_group);
+        multiply(p, v, tiles, patches + group * cg,
+                 j->packed + panel_offset(p, per_group) * group + panel_offset(p, k % per_group), m);
+        for (int t = 0; t < tiles; t++) finish(j, t0 + t, group * og + v.first, v, m + (int64_t)t * v.nv * kern.lanes);
+    }
+}
+
+void wino_run(const wino_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y, float *scratch)
+{
+    wino_job j = { .p = p, .x = x, .packed = packed, .ep = ep, .y = y, .scratch = scratch,
+                   .OH = conv_out_h(&p->s), .OW = conv_out_w(&p->s) };
+    par_for(p->units * kern_div_up(p->panels, p->panels_per_task), run_task, &j);
+}
