@@ -31,7 +31,7 @@ bool file_make_dirs(const char *path, err *e) {
         *s = '\0';
         int cause = *p && mkdir(p, 0777) ? errno : 0;
         if (cause && !file_is_dir(p))
-            ok = err_set(e, ERR_IO, "cannot make folder %s: %s", p, strerror(cause));
+            ok = err_set(e, ERR_IO, "cannot make folder %s: %s", p, strerror(cause == EEXIST ? ENOTDIR : cause));
         if (last) break;
         *s = '/';
     }

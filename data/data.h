@@ -54,6 +54,8 @@ int64_t     data_count(const data_set *s);
 int         data_classes(const data_set *s);
 const char *data_class_name(const data_set *s, int label);
 int         data_label(const data_set *s, int64_t i);
+/* Class c becomes to[c] of `classes` (to[] in [0,classes)); a class that nothing becomes has no name. */
+bool        data_relabel(data_set *s, const int32_t *to, int classes, err *e);
 const char *data_name(const data_set *s, int64_t i);       /* file name, or "test_batch.bin:17" */
 /* The preprocessing the source suggests: the size asked for or its own (class folders: 224), channels,
  * and mean and std (ImageNet's for class folders and CIFAR-10, 0.2860/0.3530 for Fashion-MNIST, 0.5/0.25 for shapes). */

@@ -161,6 +161,20 @@ void data_free(data_set *s) {
 
 /* ---- looking --------------------------------------------------------------------------------- */
 
+bool data_relabel(data_set *s, const int32_t *to, int classes, err *e) {
+    char **name = mem_new((size_t)classes, sizeof *name, e);
+    if (!name) return false;
+    for (int c = 0; c < s->classes; c++) {
+        mem_free(name[to[c]]);
+        name[to[c]] = s->class_name[c];
+    }
+    for (int64_t i = 0; i < s->n_source; i++) s->label[i] = to[s->label[i]];
+    mem_free(s->class_name);
+    s->class_name = name;
+    s->classes = classes;
+    return true;
+}
+
 static int64_t source_number(const data_set *s, int64_t i) { return s->map ? s->map[i] : i; }
 
 int64_t     data_count(const data_set *s) { return s->n; }

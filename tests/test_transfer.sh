@@ -36,6 +36,14 @@ check "a run folder remembers both" exits 0 train --pretrained "$dir/ten" --map 
 check "in its configuration" grep -q '"pretrained-sha256": "[0-9a-f]\{64\}"' "$dir/run/config.json"
 check "and refuses others" exits 78 train --pretrained "$dir/same" --map "10to:$dir/some" --data $shapes,classes=4 --run "$dir/run"
 
+seq 9 -1 0 > "$dir/turned"
+check "the other way round the network keeps its head, and the data's classes become its" exits 0 train --pretrained "$dir/ten" --map "10to:$dir/turned" --data $shapes --out "$dir/turned-net"
+value() { sed "s/.*\"$1\":\([^,]*\),.*/\1/"; }
+evaluate() { "$lm" eval --data $shapes --json --model "$@"; }
+check "so a head that is turned knows data that is turned" [ "$(evaluate "$dir/turned-net" --map "10to:$dir/turned" | value top1)" = "$(evaluate "$dir/ten" | value top1)" ]
+check "and other data otherwise" [ "$(evaluate "$dir/turned-net" | value loss)" != "$(evaluate "$dir/ten" | value loss)" ]
+check "eval refuses a class beyond the network's" exits 78 "$lm" eval --model "$dir/ten" --map "20to:$dir/all" --data $shapes
+check "and a list for other data" exits 78 "$lm" eval --model "$dir/ten" --map "10to:$dir/some" --data $shapes
 no="--data $shapes,classes=4 --out $dir/no"
 printf '3\n9\n10\n1\n' > "$dir/beyond"; printf '3\nnine\n0\n1\n' > "$dir/word"
 check "a class beyond them is bad content" exits 65 train --pretrained "$dir/ten" --map "10to:$dir/beyond" $no
@@ -56,6 +64,9 @@ if [ -f $weights ] && [ -d $data ]; then
     check "published weights of 1000 classes know ten of them untrained" exits 0 train --model mobilenetv2 --pretrained $weights \
         --map "1000to:$dir/imagenette" --data $data --val-limit 100 --out "$dir/v2" --json
     check "nearly all" awk -v top1="$(sed 's/.*"top1":\([0-9.]*\).*/\1/' "$dir/stdout")" 'BEGIN { exit !(top1 >= 95) }'
+    check "the network as it was published, with all its classes" exits 0 "$lm" import --weights $weights --arch mobilenetv2 --out "$dir/v2all"
+    check "knows which of the 1000 they are" exits 0 "$lm" eval --model "$dir/v2all" --map "1000to:$dir/imagenette" --crop-pct 1 --data $data --limit 200 --json
+    check "as often as PyTorch" awk -v top1="$(value top1 < "$dir/stdout")" 'BEGIN { exit !(top1 >= 60 && top1 <= 80) }'
 else echo "skipped: no $weights"; skipped=1; fi
 echo "tests/test_transfer.sh: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]

@@ -2,11 +2,13 @@
 #include "core/cli.h"
 #include "train/train.h"
 
+#include <math.h>
 #include <stdio.h>
 
 typedef struct {
-    const char *model, *data, *split, *predictions, *bad, *size;
+    const char *model, *data, *split, *predictions, *bad, *size, *map;
     int64_t limit, batch;
+    double crop_pct;
 } eval_options;
 
 #define AT(member) offsetof(eval_options, member)
@@ -17,9 +19,21 @@ static const cli_option options[] = {
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of them; 0: all" },
     { "batch", CLI_INT, AT(batch), "0", "1:1048576", "images at a time; 0: by their size" },
     { "predictions", CLI_TEXT, AT(predictions), NULL, NULL, "write index,label,pred (CSV)" },
+    { "map", CLI_TEXT, AT(map), NULL, NULL, "1000to:FILE: the network's class of each of the data's, one number per line" },
     { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
+    { "crop-pct", CLI_NUMBER, AT(crop_pct), NULL, "0.05:1", "share of the resized side that the crop keeps (the model's own, unless given)" },
     CLI_BAD_IMAGES(eval_options),
 };
+
+/* Images are resized so that the crop keeps this share of their shorter side. */
+static bool set_crop(nn_graph *g, double share, err *e) {
+    data_prep p;
+    if (share == 0) return true;
+    if (!data_prep_parse(&p, g->prep, e)) return false;
+    p.resize = (int)lround((p.h > p.w ? p.h : p.w) / share);
+    data_prep_print(&p, g->prep);
+    return true;
+}
 
 static bool write_predictions(const char *path, const data_set *s, const int32_t *pred, err *e) {
     buf b = {0};
@@ -65,10 +79,11 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     data_options d = { .limit = o->limit, .fail_on_bad = o->bad[0] == 'f', .seed = (uint64_t)c->seed };
     bool may = data_size_parse(&d, o->size, e) && (!o->predictions || file_may_write(o->predictions, e));
     data_set *s = may ? data_open(o->data, o->split, &d, e) : NULL;
-    nn_graph *g = s ? train_open_model(o->model, &(nn_build){0}, s, (uint64_t)c->seed, e) : NULL;
+    bool named = s && (!o->map || train_relabel(s, o->map, e));
+    nn_graph *g = named ? train_open_model(o->model, &(nn_build){0}, s, (uint64_t)c->seed, e) : NULL;
     int32_t *pred = g ? mem_new((size_t)data_count(s), sizeof *pred, e) : NULL;
     eval_result r;
-    bool ok = pred && eval_run(g, s, NULL, 0, (int)o->batch, &r, pred, e);
+    bool ok = pred && set_crop(g, o->crop_pct, e) && eval_run(g, s, NULL, 0, (int)o->batch, &r, pred, e);
     if (ok) tell_bad(c, s);
     ok = ok && (!o->predictions || write_predictions(o->predictions, s, pred, e)) && print_result(c, &r, e);
     mem_free(pred);

@@ -147,14 +147,28 @@ static void describe(const nn_transferred *t, const nn_graph *g, const char *fro
     if (t->fate == NN_HEAD_PICKED) buf_printf(note, "%s with %d of its %d classes", t->head, classes, of);
 }
 
+/* "1000to:FILE" → row[0..n), m->row and m->of. Free row with mem_free. */
+static bool map_open(const char *map, nn_head_map *m, int32_t **row, err *e) {
+    const char *list = NULL;
+    bool ok = map_parse(map, &m->of, &list, e) && (*row = mem_new((size_t)m->n, sizeof **row, e))
+           && map_read(list, m->of, m->n, *row, e);
+    m->row = *row;
+    return ok;
+}
+
+bool train_relabel(data_set *s, const char *map, err *e) {
+    nn_head_map m = { .n = data_classes(s) };
+    int32_t *row = NULL;
+    bool ok = map_open(map, &m, &row, e) && data_relabel(s, row, m.of, e);
+    mem_free(row);
+    return ok;
+}
+
 static bool transfer(nn_graph *g, const char *from, const char *map, const data_set *s, buf *note, err *e) {
     nn_head_map m = { .n = data_classes(s) };
     nn_transferred t;
-    const char *list = NULL;
     int32_t *row = NULL;
-    bool ok = !map || (map_parse(map, &m.of, &list, e)
-                       && (row = mem_new((size_t)m.n, sizeof *row, e)) && map_read(list, m.of, m.n, row, e));
-    m.row = row;
+    bool ok = !map || map_open(map, &m, &row, e);
     ok = ok && nn_transfer(g, from, map ? &m : NULL, &t, e);
     if (ok) describe(&t, g, from, m.of, note);
     ok = ok && (!note->failed || err_set(e, ERR_NOMEM, "out of memory"));

@@ -42,6 +42,9 @@ nn_graph *train_open_model(const char *name_or_file, const nn_build *b, const da
 nn_graph *train_open_pretrained(const char *model, const char *from, const char *map, const nn_build *b,
                                 const data_set *s, uint64_t seed, buf *note, err *e);
 
+/* The data's classes become those of a network with more: "1000to:FILE", FILE as above. */
+bool train_relabel(data_set *s, const char *map, err *e);
+
 /* ---- measuring ------------------------------------------------------------------------------------ */
 
 typedef struct { int64_t n; double top1, top5, loss, seconds; } eval_result;   /* percent; mean loss */

@@ -21,7 +21,7 @@ const nn_model *nn_model_find(const char *name)
 bool nn_build_input(nn_build *b, const char *chw, err *e)
 {
     int end = 0;
-    if (!chw || (sscanf(chw, "%d,%d,%d%n", &b->c, &b->h, &b->w, &end) == 3 && !chw[end] &&
+    if (!chw || (sscanf(chw, "%9d,%9d,%9d%n", &b->c, &b->h, &b->w, &end) == 3 && !chw[end] &&
                  b->c > 0 && b->h > 0 && b->w > 0))
         return true;
     return err_set(e, ERR_USAGE, "--input %s: wanted C,H,W, for example 3,32,32", chw);
