@@ -108,11 +108,13 @@ PC = 'prefix=$${pcfiledir}/../..' 'Name: layermerge' 'Description: run networks 
      'Version: $(shell sed -n 's/.*CORE_VERSION "\(.*\)".*/\1/p' core/core.h)' 'Cflags: -I$${prefix}/include' \
      'Libs: -L$${prefix}/lib -llayermerge' 'Libs.private: $(LIBS) -pthread'
 
-# Headers that are not there, installed when we may and named when we may not.
+# What does not compile or link, installed when we may and named when we may not. (A header alone
+# proves nothing: every BLAS has a cblas.h.)
 deps:
-	@want() { echo "#include <$$1>" | $(CC) -E -x c - >/dev/null 2>&1 || missing="$$missing $$2"; }; \
-	[ $(BLAS) = none ] || want cblas.h libopenblas-dev; \
-	want zlib.h zlib1g-dev; want stb/stb_image.h libstb-dev; \
+	@want() { printf '#include <stddef.h>\n#include <%s>\nint main(void) { return 0; }\n' "$$1" | \
+	    $(CC) -x c - $$2 -o /dev/null >/dev/null 2>&1 || missing="$$missing $$3"; }; \
+	[ $(BLAS) = none ] || want cblas.h -lopenblas libopenblas-dev; \
+	want zlib.h -lz zlib1g-dev; want stb/stb_image.h '' libstb-dev; \
 	[ -n "$$missing" ] || exit 0; \
 	if command -v apt-get >/dev/null; then \
 	    if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo=sudo; else sudo=no; fi; \
