@@ -9,7 +9,7 @@ B      ?= build/release
 # with nothing visible but layermerge.h, so that the same objects make program and libraries.
 FLAGS = -std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. -pthread -ffp-contract=off \
         -fPIC -fvisibility=hidden \
-        -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wdouble-promotion
+        -Wall -Wextra -Werror=implicit-function-declaration -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wdouble-promotion
 ifeq ($(BLAS),none)
 FLAGS += -DBLAS_NONE
 LIBS  = -lz -lm

@@ -11,6 +11,11 @@
 #include <string.h>
 #ifndef BLAS_NONE
 #include <cblas.h>
+/* Where several BLAS are installed, cblas.h may be another's: then OpenBLAS' own are not in it. */
+char *openblas_get_config(void);
+char *openblas_get_corename(void);
+int   openblas_get_parallel(void);
+void  openblas_set_num_threads(int threads);
 #endif
 
 #define REAL       float
