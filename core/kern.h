@@ -67,22 +67,29 @@ void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool 
 /* ---- rows × channels: norms, activations, sums ------------------------------------------------ */
 /* rows = n*h*w; x[r*c + ch]. Sums over rows are formed in double in a fixed order. */
 
-/* Training-mode batch norm with fused residual and activation:
- *   y = act((x-mean)*invstd*gamma + beta + residual).   mean, invstd, var (biased): c floats, written.
- * residual may be NULL. scratch: bn_scratch_bytes(rows, c). y may be the residual's memory; x's only
- * if the caller does not want backward. */
-size_t bn_scratch_bytes(int64_t rows, int c);
-void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta, float eps,
-                const float *residual, act_kind act, float *mean, float *var, float *invstd,
-                float *y, void *scratch);
-/* Backward of the above. y is the fused output (masks the activation; not read for ACT_NONE). Not
- * for ACT_SILU, whose slope the output does not tell: there use act_backward, then this without.
- * dx = or += ; dres (may be NULL) = or += gradient of the residual; dgamma, dbeta = or += .
- * dx.p may be NULL; dx or dres, not both, may be dy's memory. */
+/* Rows summed up in parts. A part has the number of its rows, then for every channel their sum, then
+ * for every channel their squared distances from the part's mean. */
+#define ROW_PART(c) (1 + 2 * (int64_t)(c))
+typedef struct { const double *part; int64_t parts; } row_sums;
+/* What forward leaves for backward, c floats each: mean, variance (biased), 1/sqrt(var + eps), and
+ * scale, shift with y = act(x*scale + shift + residual). */
+typedef struct { float *mean, *var, *invstd, *scale, *shift; } bn_stats;
 typedef struct { float *p; bool accumulate; } grad_out;
-void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy,
-                 const float *gamma, const float *mean, const float *invstd, act_kind act,
-                 grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch);
+
+/* Training-mode batch norm with fused residual and activation:
+ *   y = act((x-mean)*invstd*gamma + beta + residual).
+ * known: the sums of x, where somebody has them; else NULL. residual may be NULL. scratch:
+ * bn_scratch_bytes(rows, c). y may be the residual's memory; x's only if the caller does not want
+ * backward. */
+size_t bn_scratch_bytes(int64_t rows, int c);
+void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, const float *gamma, const float *beta,
+                float eps, const float *residual, act_kind act, const bn_stats *st, float *y, void *scratch);
+/* Backward of the above. y is the fused output, which masks the activation; NULL if there was no
+ * residual: then x tells. Not for ACT_SILU, whose slope the output does not tell: there use
+ * act_backward, then this without. dx = or += ; dres (may be NULL) = or += gradient of the residual;
+ * dgamma, dbeta = or += . dx.p may be NULL; dx or dres, not both, may be dy's memory. */
+void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy, const float *gamma,
+                 const bn_stats *st, act_kind act, grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch);
 /* y = act(x*scale[ch] + shift[ch] + residual); scale, shift, residual may be NULL (1, 0, 0). y may be
  * the memory of x or of the residual. */
 void affine_forward(int64_t rows, int c, const float *x, const float *scale, const float *shift,

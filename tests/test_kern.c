@@ -95,25 +95,26 @@ static void bn_case(int64_t rows, int c, act_kind act, bool with_residual, bool 
 {
     int64_t n = rows * c;
     float *x = noise(n, id), *gamma = noise(c, id + 1), *beta = noise(c, id + 2), *res = noise(n, id + 3), *dy = noise(n, id + 4);
-    float *mean = fenced_new(c), *var = fenced_new(c), *inv = fenced_new(c), *y = fenced_new(n);
+    float *stats = fenced_new(5 * c), *y = fenced_new(n);
     float *dx0 = noise(n, id + 5), *dr0 = noise(n, id + 6), *dg0 = noise(c, id + 7), *db0 = noise(c, id + 8);
     float *dx = copy_of(dx0, n), *dr = copy_of(dr0, n), *dg = copy_of(dg0, c), *db = copy_of(db0, c);
     int64_t ns = (int64_t)((bn_scratch_bytes(rows, c) + 3) / 4);
     float *scratch = fenced_new(ns);
     for (int64_t i = 0; i < n; i++) x[i] += 3;
-    bn_forward(rows, c, x, gamma, beta, 1e-5f, with_residual ? res : NULL, act, mean, var, inv, y, scratch);
+    const bn_stats st = { stats, stats + c, stats + 2 * c, stats + 3 * c, stats + 4 * c };
+    bn_forward(rows, c, x, NULL, gamma, beta, 1e-5f, with_residual ? res : NULL, act, &st, y, scratch);
     bool back = act != ACT_SILU;                                     /* its slope cannot be told from its output */
     if (back)
-        bn_backward(rows, c, x, y, dy, gamma, mean, inv, act, (grad_out){ dx, accumulate },
+        bn_backward(rows, c, x, with_residual ? y : NULL, dy, gamma, &st, act, (grad_out){ dx, accumulate },
                     (grad_out){ with_residual ? dr : NULL, accumulate }, (grad_out){ dg, accumulate }, (grad_out){ db, accumulate }, scratch);
     for (int ch = 0; ch < c; ch++) {
         double m = 0, v = 0, sum = 0, sum_x = 0, keep = accumulate ? 1 : 0;
         for (int64_t r = 0; r < rows; r++) m += (double)x[r * c + ch] / (double)rows;
         for (int64_t r = 0; r < rows; r++) v += ((double)x[r * c + ch] - m) * ((double)x[r * c + ch] - m) / (double)rows;
         double s = 1 / sqrt(v + 1e-5);
-        CHECK(close_to((double)mean[ch], m, 1e-6));
-        CHECK(close_to((double)var[ch], v, 1e-6));
-        CHECK(close_to((double)inv[ch], s, 1e-5));
+        CHECK(close_to((double)st.mean[ch], m, 1e-6));
+        CHECK(close_to((double)st.var[ch], v, 1e-6));
+        CHECK(close_to((double)st.invstd[ch], s, 1e-5));
         for (int64_t r = 0; r < rows; r++) {
             int64_t i = r * c + ch;
             double z = ((double)x[i] - m) * s * (double)gamma[ch] + (double)beta[ch] + (with_residual ? (double)res[i] : 0);
@@ -132,9 +133,10 @@ static void bn_case(int64_t rows, int c, act_kind act, bool with_residual, bool 
         if (back) CHECK(close_to((double)dg[ch], keep * (double)dg0[ch] + sum_x, rows == 1 ? 1e-3 : 2e-5));
         if (back) CHECK(close_to((double)db[ch], keep * (double)db0[ch] + sum, 2e-5));
     }
-    float *big[] = { x, res, dy, y, dx0, dr0, dx, dr }, *small[] = { gamma, beta, mean, var, inv, dg0, db0, dg, db };
+    float *big[] = { x, res, dy, y, dx0, dr0, dx, dr }, *small[] = { gamma, beta, dg0, db0, dg, db };
     for (int i = 0; i < 8; i++) fenced_free(big[i], n);
-    for (int i = 0; i < 9; i++) fenced_free(small[i], c);
+    for (int i = 0; i < 6; i++) fenced_free(small[i], c);
+    fenced_free(stats, 5 * c);
     fenced_free(scratch, ns);
 }
 
@@ -396,13 +398,14 @@ static void fill_all(float *out)
 {
     float *x = noise(COUNT, 1), *dy = noise(COUNT, 2), *g = noise(CH, 3), *b = noise(CH, 4), *scratch = noise(200000, 5);
     float *y = out, *dx = y + COUNT, *dr = dx + COUNT, *w = dr + COUNT, *small = w + COUNT;
-    bn_forward(ROWS, CH, x, g, b, 1e-5f, dy, ACT_RELU, small, small + CH, small + 2 * CH, y, scratch);
-    bn_backward(ROWS, CH, x, y, dy, g, small, small + 2 * CH, ACT_RELU, (grad_out){ dx, false }, (grad_out){ dr, false },
-                (grad_out){ small + 3 * CH, false }, (grad_out){ small + 4 * CH, false }, scratch);
-    channel_sum(ROWS, CH, x, false, small + 5 * CH, scratch);
+    const bn_stats st = { small, small + CH, small + 2 * CH, small + 3 * CH, small + 4 * CH };
+    bn_forward(ROWS, CH, x, NULL, g, b, 1e-5f, dy, ACT_RELU, &st, y, scratch);
+    bn_backward(ROWS, CH, x, y, dy, g, &st, ACT_RELU, (grad_out){ dx, false }, (grad_out){ dr, false },
+                (grad_out){ small + 5 * CH, false }, (grad_out){ small + 6 * CH, false }, scratch);
+    channel_sum(ROWS, CH, x, false, small + 7 * CH, scratch);
     memcpy(w, x, COUNT * sizeof *w);
     sgd_step(COUNT, w, dy, x, 1, 0.1f, 0.9f, 1e-4f, true, false);
-    small[6 * CH] = (float)vec_sum_squares(COUNT, dy);
+    small[8 * CH] = (float)vec_sum_squares(COUNT, dy);
     fenced_free(x, COUNT);
     fenced_free(dy, COUNT);
     fenced_free(g, CH);
@@ -412,7 +415,7 @@ static void fill_all(float *out)
 
 static void threads_do_not_change_a_bit(void)
 {
-    enum { ALL = 4 * COUNT + 6 * CH + 1 };
+    enum { ALL = 4 * COUNT + 8 * CH + 1 };
     float *one = fenced_new(ALL), *more = fenced_new(ALL);
     CHECK(start(NULL, 1));
     fill_all(one);

@@ -6,83 +6,100 @@
 INLINE vf act_low(act_kind act) { return v_set1(act == ACT_RELU || act == ACT_RELU6 ? 0 : -INFINITY); }
 INLINE vf act_high(act_kind act) { return v_set1(act == ACT_RELU6 ? 6 : INFINITY); }
 
-/* ---- sums over rows, in double, row after row -------------------------------------------------- */
+/* ---- sums over rows ------------------------------------------------------------------------------ */
 
-typedef struct { vd s[2], q[2]; } sums;
+/* Four rows are added up as floats, in pairs, then in double. They lie side by side, so memory is read
+ * in its order, however many channels there are. */
+enum { SUM_ROWS = 4 };
 
-INLINE void sums_add(sums *a, vf v, vf w)
+INLINE vf row_tree(const vf *v, const int R)
 {
-    a->s[0] = d_add(a->s[0], v_lo(v));
-    a->s[1] = d_add(a->s[1], v_hi(v));
-    a->q[0] = d_fma(v_lo(v), v_lo(w), a->q[0]);
-    a->q[1] = d_fma(v_hi(v), v_hi(w), a->q[1]);
+    return R == SUM_ROWS ? v_add(v_add(v[0], v[1]), v_add(v[2], v[3])) : v[0];
 }
 
-INLINE void sums_store(const sums *a, int n, double *s, double *q)
+INLINE void sums_add(double *s, double *q, int n, vf vs, vf vq)
 {
-    double out[2][LANES];
-    for (int h = 0; h < 2; h++) {
-        d_store(out[0] + h * (LANES / 2), a->s[h]);
-        d_store(out[1] + h * (LANES / 2), a->q[h]);
+    if (n == LANES) {
+        d_store(s, d_add(d_load(s), v_lo(vs)));
+        d_store(s + LANES / 2, d_add(d_load(s + LANES / 2), v_hi(vs)));
+        d_store(q, d_add(d_load(q), v_lo(vq)));
+        d_store(q + LANES / 2, d_add(d_load(q + LANES / 2), v_hi(vq)));
+        return;
     }
-    for (int i = 0; i < n; i++) { s[i] = out[0][i]; q[i] = out[1][i]; }
+    float part[2][LANES];
+    v_store(part[0], vs);
+    v_store(part[1], vq);
+    for (int i = 0; i < n; i++) { s[i] += (double)part[0][i]; q[i] += (double)part[1][i]; }
 }
 
-/* Two vectors of channels at a time; `full` but for the last. */
-INLINE void moments_of(const norm_args *a, int c, const int NV, const bool full)
+INLINE void moments_of(const norm_args *a, int64_t r, const int R, const bool about, int c, int n)
 {
-    sums acc[2];
-    int n = full ? LANES : a->c - c;
-    UNROLL for (int v = 0; v < NV; v++) acc[v] = (sums){ { d_zero(), d_zero() }, { d_zero(), d_zero() } };
-    for (int64_t r = 0; r < a->rows; r++)
-        UNROLL for (int v = 0; v < NV; v++) {
-            const float *p = a->x + r * a->c + c + v * LANES;
-            vf x = full ? v_load(p) : v_load_n(p, n);
-            sums_add(&acc[v], x, x);
-        }
-    UNROLL for (int v = 0; v < NV; v++) sums_store(&acc[v], n, a->sum + c + v * LANES, a->sum + a->c + c + v * LANES);
+    vf x[SUM_ROWS], xx[SUM_ROWS], pivot = about ? v_load_n(a->pivot + c, n) : v_zero();
+    UNROLL for (int i = 0; i < R; i++) {
+        x[i] = v_load_n(a->x + (r + i) * a->step + c, n);
+        if (about) x[i] = v_sub(x[i], pivot);
+        xx[i] = v_mul(x[i], x[i]);
+    }
+    sums_add(a->sum + c, a->sum + a->sum_step + c, n, row_tree(x, R), row_tree(xx, R));
 }
 
+typedef enum { OPEN, FROM_Y, FROM_X } gate_kind;        /* all passes; the output, or the input, tells */
+
+/* dz = dy behind the activation's gate. FROM_X: behind that of x*g0 + g1. */
+INLINE vf gated(const norm_args *a, const gate_kind gate, int64_t at, int c, int n, vf x, vf hi)
+{
+    vf dz = v_load_n(a->dy + at, n);
+    if (gate == FROM_Y) dz = v_gate(v_load_n(a->y + at, n), v_zero(), hi, dz);
+    if (gate == FROM_X) dz = v_gate(v_fma(x, v_load_n(a->g0 + c, n), v_load_n(a->g1 + c, n)), v_zero(), hi, dz);
+    return dz;
+}
+
+/* Sums of dz and dz*(x - mean). */
+INLINE void back_moments_of(const norm_args *a, const gate_kind gate, int64_t r, const int R, int c, int n)
+{
+    vf dz[SUM_ROWS], dot[SUM_ROWS], hi = v_set1(a->gate_high), mean = v_load_n(a->mean + c, n);
+    UNROLL for (int i = 0; i < R; i++) {
+        int64_t at = (r + i) * a->step + c;
+        vf x = v_load_n(a->x + at, n);
+        dz[i] = gated(a, gate, at, c, n, x, hi);
+        dot[i] = v_mul(dz[i], v_sub(x, mean));
+    }
+    sums_add(a->sum + c, a->sum + a->sum_step + c, n, row_tree(dz, R), row_tree(dot, R));
+}
+
+#define OVER_CHANNELS(c, n, f) do { \
+        int c = 0; \
+        for (; c + LANES <= a->c; c += LANES) { const int n = LANES; f; } \
+        if (c < a->c) { const int n = a->c - c; f; } \
+    } while (0)
+
+INLINE void moments_all(const norm_args *a, const bool about)
+{
+    int64_t r = 0;
+    for (; r + SUM_ROWS <= a->rows; r += SUM_ROWS) OVER_CHANNELS(c, n, moments_of(a, r, SUM_ROWS, about, c, n));
+    for (; r < a->rows; r++) OVER_CHANNELS(c, n, moments_of(a, r, 1, about, c, n));
+}
+
+/* sum += */
 static void moments(const norm_args *a)
 {
-    int c = 0;
-    for (; c + 2 * LANES <= a->c; c += 2 * LANES) moments_of(a, c, 2, true);
-    for (; c + LANES <= a->c; c += LANES) moments_of(a, c, 1, true);
-    if (c < a->c) moments_of(a, c, 1, false);
+    if (a->pivot) moments_all(a, true);
+    else moments_all(a, false);
 }
 
-/* Sums of dz and dz*(x - mean), dz being dy behind the activation's gate. */
-INLINE void back_moments_of(const norm_args *a, int c, const int NV, const bool full, const bool gated)
+INLINE void back_moments_all(const norm_args *a, const gate_kind gate)
 {
-    sums acc[2];
-    vf mean[2], lo = v_zero(), hi = v_set1(a->gate_high);
-    int n = full ? LANES : a->c - c;
-    UNROLL for (int v = 0; v < NV; v++) {
-        acc[v] = (sums){ { d_zero(), d_zero() }, { d_zero(), d_zero() } };
-        mean[v] = v_load_n(a->mean + c + v * LANES, n);
-    }
-    for (int64_t r = 0; r < a->rows; r++)
-        UNROLL for (int v = 0; v < NV; v++) {
-            int64_t at = r * a->c + c + v * LANES;
-            vf x = full ? v_load(a->x + at) : v_load_n(a->x + at, n), dz = full ? v_load(a->dy + at) : v_load_n(a->dy + at, n);
-            if (gated) dz = v_gate(full ? v_load(a->y + at) : v_load_n(a->y + at, n), lo, hi, dz);
-            sums_add(&acc[v], dz, v_sub(x, mean[v]));
-        }
-    UNROLL for (int v = 0; v < NV; v++) sums_store(&acc[v], n, a->sum + c + v * LANES, a->sum + a->c + c + v * LANES);
+    int64_t r = 0;
+    for (; r + SUM_ROWS <= a->rows; r += SUM_ROWS) OVER_CHANNELS(c, n, back_moments_of(a, gate, r, SUM_ROWS, c, n));
+    for (; r < a->rows; r++) OVER_CHANNELS(c, n, back_moments_of(a, gate, r, 1, c, n));
 }
 
-INLINE void back_moments_all(const norm_args *a, const bool gated)
-{
-    int c = 0;
-    for (; c + 2 * LANES <= a->c; c += 2 * LANES) back_moments_of(a, c, 2, true, gated);
-    for (; c + LANES <= a->c; c += LANES) back_moments_of(a, c, 1, true, gated);
-    if (c < a->c) back_moments_of(a, c, 1, false, gated);
-}
-
+/* sum += */
 static void back_moments(const norm_args *a)
 {
-    if (a->act == ACT_NONE) back_moments_all(a, false);
-    else back_moments_all(a, true);
+    if (a->act == ACT_NONE) back_moments_all(a, OPEN);
+    else if (a->y) back_moments_all(a, FROM_Y);
+    else back_moments_all(a, FROM_X);
 }
 
 /* ---- one value in, one value out ---------------------------------------------------------------- */
@@ -121,29 +138,29 @@ INLINE void put_vector(grad_out g, int64_t at, int n, vf v)
     v_store_n(g.p + at, n, v);
 }
 
-INLINE void bn_back_vector(const norm_args *a, int64_t at, int c, int n, vf hi, const bool gated)
+INLINE void bn_back_vector(const norm_args *a, const gate_kind gate, int64_t at, int c, int n, vf hi)
 {
-    vf x = v_load_n(a->x + at, n), dz = v_load_n(a->dy + at, n);
-    if (gated) dz = v_gate(v_load_n(a->y + at, n), v_zero(), hi, dz);
+    vf x = v_load_n(a->x + at, n), dz = gated(a, gate, at, c, n, x, hi);
     put_vector(a->dres, at, n, dz);
     put_vector(a->dx, at, n, v_fma(x, v_load_n(a->p1 + c, n), v_fma(dz, v_load_n(a->p0 + c, n), v_load_n(a->p2 + c, n))));
 }
 
-INLINE void bn_back_all(const norm_args *a, const bool gated)
+INLINE void bn_back_all(const norm_args *a, const gate_kind gate)
 {
     vf hi = v_set1(a->gate_high);
     for (int64_t i = 0; i < a->count; i += a->width) {
         int c = 0, width = (int)kern_min(a->width, a->count - i);
-        for (; c + LANES <= width; c += LANES) bn_back_vector(a, i + c, c, LANES, hi, gated);
-        if (c < width) bn_back_vector(a, i + c, c, width - c, hi, gated);
+        for (; c + LANES <= width; c += LANES) bn_back_vector(a, gate, i + c, c, LANES, hi);
+        if (c < width) bn_back_vector(a, gate, i + c, c, width - c, hi);
     }
 }
 
 /* dz = gate(dy); dres (+)= dz; dx (+)= dz*p0 + x*p1 + p2 */
 static void bn_back(const norm_args *a)
 {
-    if (a->act == ACT_NONE) bn_back_all(a, false);
-    else bn_back_all(a, true);
+    if (a->act == ACT_NONE) bn_back_all(a, OPEN);
+    else if (a->y) bn_back_all(a, FROM_Y);
+    else bn_back_all(a, FROM_X);
 }
 
 INLINE void act_back_vector(const norm_args *a, int64_t i, int n, vf hi)

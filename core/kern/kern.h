@@ -92,11 +92,13 @@ typedef struct {
 
 typedef struct {
     int64_t rows, count; int c, width;                  /* sums: rows × c; else count floats, patterns of width */
-    const float *x, *y, *dy, *residual, *mean;
+    int64_t step, sum_step;                             /* sums: floats from a row to the next; from sums to sums of squares */
+    const float *x, *y, *dy, *residual, *mean, *pivot;
     const float *p0, *p1, *p2;                          /* patterns; affine: either may be NULL */
+    const float *g0, *g1;                               /* y NULL: patterns that make of x what the gate is asked */
     act_kind act;
     float gate_high;                                    /* the gate of the ReLU kinds: 0 < y < gate_high; NaN: no end */
-    double *sum;                                        /* [2][c] */
+    double *sum;                                        /* of values, and sum_step further of squares or products */
     float *out;
     grad_out dx, dres;
 } norm_args;
@@ -132,8 +134,8 @@ typedef struct {
     void (*wino_out[2])(const wino_out_args *);
     void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
     void (*dw_wgrad[DW_WIDTHS][2])(const dw_args *);
-    void (*moments)(const norm_args *);                 /* sums of x and x² */
-    void (*back_moments)(const norm_args *);            /* sums of dz and dz*(x - mean) */
+    void (*moments)(const norm_args *);                 /* sum += x - pivot and its square; pivot NULL: 0 */
+    void (*back_moments)(const norm_args *);            /* sum += dz and dz*(x - mean) */
     void (*affine)(const norm_args *);
     void (*bn_back)(const norm_args *);
     void (*act_back)(const norm_args *);
@@ -154,6 +156,15 @@ extern kern_table kern;
 void kern_portable(kern_table *k);
 void kern_avx2(kern_table *k);
 void kern_avx512(kern_table *k);
+
+/* ---- sums over rows, norm.c --------------------------------------------------------------------- */
+
+/* Of channels [c0, c0+c) of a part, whose row is `step` floats: rows are added as they come, about the
+ * first row that comes; then the part is closed. part: ROW_PART(all channels) doubles, see row_sums. */
+typedef struct { double *part; const float *first; int64_t step, n; int all, c0, c; } row_part;
+row_part row_part_open(double *part, int all, int c0, int c, int64_t step);
+void     row_part_add(row_part *p, const float *x, int64_t rows);       /* x: channel c0 of the first row */
+void     row_part_close(const row_part *p);
 
 /* ---- choices, called by core_init before anything computes ------------------------------------ */
 

@@ -48,24 +48,85 @@ static norm_args block_args(const norm_job *j, int64_t i)
         norm_args a = block_args(ctx, i); \
         kern.name(&a); \
     }
-BLOCK_FN(moments)
-BLOCK_FN(back_moments)
 BLOCK_FN(affine)
 BLOCK_FN(bn_back)
 BLOCK_FN(act_back)
 
-static void over_blocks(norm_job *j, par_fn *fn)
+static void back_moments_block(void *ctx, int64_t i, int worker)
 {
-    par_for(kern_div_up(j->a.rows, j->rows_per_block), fn, j);
+    (void)worker;
+    norm_args a = block_args(ctx, i);
+    memset(a.sum, 0, (size_t)a.c * 2 * sizeof *a.sum);
+    kern.back_moments(&a);
 }
 
-/* Sums of all blocks, in order, into block 0. */
-static void sum_rows(norm_job *j, par_fn *fn)
+static void part_block(void *ctx, int64_t i, int worker)
 {
+    (void)worker;
+    const norm_job *j = ctx;
+    norm_args a = block_args(j, i);
+    row_part p = row_part_open(j->a.sum + i * ROW_PART(a.c), a.c, 0, a.c, a.c);
+    row_part_add(&p, a.x, a.rows);
+    row_part_close(&p);
+}
+
+static int64_t blocks_of(const norm_job *j) { return kern_div_up(j->a.rows, j->rows_per_block); }
+static void over_blocks(norm_job *j, par_fn *fn) { par_for(blocks_of(j), fn, j); }
+
+/* Sums of all blocks, in order, into block 0. */
+static void sum_blocks(norm_job *j, par_fn *fn)
+{
+    int64_t n = 2 * j->a.c;
+    j->a.step = j->a.sum_step = j->a.c;
     over_blocks(j, fn);
-    int64_t blocks = kern_div_up(j->a.rows, j->rows_per_block), n = 2 * j->a.c;
-    for (int64_t b = 1; b < blocks; b++)
+    for (int64_t b = 1; b < blocks_of(j); b++)
         for (int64_t i = 0; i < n; i++) j->a.sum[i] += j->a.sum[b * n + i];
+}
+
+row_part row_part_open(double *part, int all, int c0, int c, int64_t step)
+{
+    memset(part + 1 + c0, 0, (size_t)c * sizeof *part);
+    memset(part + 1 + all + c0, 0, (size_t)c * sizeof *part);
+    return (row_part){ .part = part, .step = step, .all = all, .c0 = c0, .c = c };
+}
+
+void row_part_add(row_part *p, const float *x, int64_t rows)
+{
+    if (!p->first) p->first = x;
+    p->n += rows;
+    kern.moments(&(norm_args){ .rows = rows, .c = p->c, .x = x, .pivot = p->first, .step = p->step, .sum = p->part + 1 + p->c0,
+                               .sum_step = p->all });
+}
+
+void row_part_close(const row_part *p)
+{
+    double *sum = p->part + 1 + p->c0, *square = sum + p->all, n = (double)p->n;
+    if (!p->c0) p->part[0] = n;
+    for (int i = 0; i < p->c; i++) {
+        square[i] -= sum[i] * sum[i] / n;
+        sum[i] += n * (double)p->first[i];
+    }
+}
+
+/* Means of all channels, then biased variances, from all parts (Chan, Golub, LeVeque 1979). */
+static void combine(const row_sums *s, int c, double *mean)
+{
+    double n = 0, *var = mean + c;
+    memset(mean, 0, 2 * (size_t)c * sizeof *mean);
+    for (int64_t i = 0; i < s->parts; i++) {
+        const double *p = s->part + i * ROW_PART(c);
+        n += p[0];
+        for (int k = 0; k < c; k++) mean[k] += p[1 + k];
+    }
+    for (int k = 0; k < c; k++) mean[k] /= n;
+    for (int64_t i = 0; i < s->parts; i++) {
+        const double *p = s->part + i * ROW_PART(c), rows = p[0], each = 1 / rows;
+        for (int k = 0; k < c; k++) {
+            double away = p[1 + k] * each - mean[k];
+            var[k] += p[1 + c + k] + rows * away * away;
+        }
+    }
+    for (int k = 0; k < c; k++) var[k] = var[k] < 0 ? 0 : var[k] / n;
 }
 
 /* Rows to a pattern: 1, or as many as make whole vectors of few channels. */
@@ -84,45 +145,52 @@ static void repeat(float *pattern, int c, int width)
     for (int i = c; i < width; i++) pattern[i] = pattern[i - c];
 }
 
-/* Scratch: sums of the blocks, then three patterns. */
+/* Scratch: sums of the blocks, two doubles per channel, patterns. */
+enum { PATTERNS = 5 };
 static size_t pattern_room(int c) { return (size_t)kern_max(c, PATTERN); }
 
 size_t bn_scratch_bytes(int64_t rows, int c)
 {
     int64_t blocks = kern_div_up(rows, block_rows(rows, c));
-    return (size_t)blocks * 2 * (size_t)c * sizeof(double) + 3 * pattern_room(c) * sizeof(float);
+    return (size_t)(blocks * ROW_PART(c) + 2 * c) * sizeof(double) + PATTERNS * pattern_room(c) * sizeof(float);
 }
+
+static double *totals_of(const norm_job *j) { return j->a.sum + blocks_of(j) * ROW_PART(j->a.c); }
 
 static float *pattern_at(const norm_job *j, int i)
 {
-    int64_t blocks = kern_div_up(j->a.rows, j->rows_per_block);
-    return (float *)(j->a.sum + blocks * 2 * j->a.c) + (size_t)i * pattern_room(j->a.c);
+    return (float *)(totals_of(j) + 2 * j->a.c) + (size_t)i * pattern_room(j->a.c);
+}
+
+/* Pattern i: the c floats of from, repeated. */
+static const float *pattern_of(const norm_job *j, int i, const float *from)
+{
+    float *pattern = pattern_at(j, i);
+    memcpy(pattern, from, (size_t)j->a.c * sizeof *from);
+    repeat(pattern, j->a.c, j->a.width);
+    return pattern;
 }
 
 static float gate_high(act_kind act) { return act == ACT_RELU6 ? 6 : NAN; }
 
-void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta, float eps,
-                const float *residual, act_kind act, float *mean, float *var, float *invstd,
-                float *y, void *scratch)
+void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, const float *gamma, const float *beta,
+                float eps, const float *residual, act_kind act, const bn_stats *st, float *y, void *scratch)
 {
     norm_job j = { { .rows = rows, .c = c, .width = c * pattern_rows(c), .x = x, .act = act, .sum = scratch }, block_rows(rows, c) };
-    sum_rows(&j, moments_block);
-    float *scale = pattern_at(&j, 0), *shift = pattern_at(&j, 1);
+    row_sums own = { scratch, blocks_of(&j) };
+    if (!known) over_blocks(&j, part_block);
+    double *total = totals_of(&j);
+    combine(known ? known : &own, c, total);
     for (int i = 0; i < c; i++) {
-        double m = j.a.sum[i] / (double)rows, v = j.a.sum[c + i] / (double)rows - m * m;
-        v = v < 0 ? 0 : v;
-        double s = 1 / sqrt(v + (double)eps);
-        mean[i] = (float)m;
-        var[i] = (float)v;
-        invstd[i] = (float)s;
-        scale[i] = (float)((double)gamma[i] * s);
-        shift[i] = (float)((double)beta[i] - m * (double)gamma[i] * s);
+        double m = total[i], v = total[c + i], s = 1 / sqrt(v + (double)eps);
+        st->mean[i] = (float)m;
+        st->var[i] = (float)v;
+        st->invstd[i] = (float)s;
+        st->scale[i] = (float)((double)gamma[i] * s);
+        st->shift[i] = (float)((double)beta[i] - m * (double)gamma[i] * s);
     }
-    repeat(scale, c, j.a.width);
-    repeat(shift, c, j.a.width);
-    j.a.sum = NULL;
-    j.a.p0 = scale;
-    j.a.p1 = shift;
+    j.a.p0 = pattern_of(&j, 0, st->scale);
+    j.a.p1 = pattern_of(&j, 1, st->shift);
     j.a.residual = residual;
     j.a.out = y;
     over_blocks(&j, affine_block);
@@ -133,28 +201,29 @@ static void put(grad_out g, int64_t at, double v)
     if (g.p) g.p[at] = g.accumulate ? g.p[at] + (float)v : (float)v;
 }
 
-void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy,
-                 const float *gamma, const float *mean, const float *invstd, act_kind act,
-                 grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch)
+void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy, const float *gamma,
+                 const bn_stats *st, act_kind act, grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch)
 {
-    norm_job j = { { .rows = rows, .c = c, .width = c * pattern_rows(c), .x = x, .y = y, .dy = dy, .mean = mean, .act = act,
-                     .gate_high = gate_high(act), .sum = scratch }, block_rows(rows, c) };
-    sum_rows(&j, back_moments_block);
+    norm_job j = { { .rows = rows, .c = c, .width = c * pattern_rows(c), .x = x, .y = y, .dy = dy, .mean = st->mean, .act = act,
+                     .g0 = st->scale, .g1 = st->shift, .gate_high = gate_high(act), .sum = scratch }, block_rows(rows, c) };
+    double *sum = j.a.sum;
+    sum_blocks(&j, back_moments_block);
     /* dx = gamma*invstd*(dz - mean(dz) - xhat*mean(dz*xhat)), xhat = (x-mean)*invstd */
     float *by_dz = pattern_at(&j, 0), *by_x = pattern_at(&j, 1), *add = pattern_at(&j, 2);
     for (int i = 0; i < c; i++) {
-        double inv = (double)invstd[i], g = (double)gamma[i] * inv, dz = j.a.sum[i], dz_xhat = j.a.sum[c + i] * inv;
+        double inv = (double)st->invstd[i], g = (double)gamma[i] * inv, dz = sum[i], dz_xhat = sum[c + i] * inv;
         double slope = dz_xhat / (double)rows * inv;
         put(dbeta, i, dz);
         put(dgamma, i, dz_xhat);
         by_dz[i] = (float)g;
         by_x[i] = (float)(-g * slope);
-        add[i] = (float)(g * (slope * (double)mean[i] - dz / (double)rows));
+        add[i] = (float)(g * (slope * (double)st->mean[i] - dz / (double)rows));
     }
     repeat(by_dz, c, j.a.width);
     repeat(by_x, c, j.a.width);
     repeat(add, c, j.a.width);
-    j.a.sum = NULL;
+    j.a.g0 = pattern_of(&j, 3, st->scale);
+    j.a.g1 = pattern_of(&j, 4, st->shift);
     j.a.p0 = by_dz;
     j.a.p1 = by_x;
     j.a.p2 = add;
@@ -191,9 +260,17 @@ void act_backward(int64_t count, act_kind act, const float *x, const float *y, c
     over_blocks(&j, act_back_block);
 }
 
+static void moments_block(void *ctx, int64_t i, int worker)
+{
+    (void)worker;
+    norm_args a = block_args(ctx, i);
+    memset(a.sum, 0, (size_t)a.c * 2 * sizeof *a.sum);
+    kern.moments(&a);
+}
+
 void channel_sum(int64_t rows, int c, const float *x, bool accumulate, float *out, void *scratch)
 {
     norm_job j = { { .rows = rows, .c = c, .x = x, .sum = scratch }, block_rows(rows, c) };
-    sum_rows(&j, moments_block);
+    sum_blocks(&j, moments_block);
     for (int i = 0; i < c; i++) put((grad_out){ out, accumulate }, i, j.a.sum[i]);
 }

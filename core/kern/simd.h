@@ -65,6 +65,7 @@ INLINE vd v_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
 INLINE vd d_zero(void) { return _mm512_setzero_pd(); }
 INLINE vd d_add(vd a, vd b) { return _mm512_add_pd(a, b); }
 INLINE vd d_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+INLINE vd d_load(const double *p) { return _mm512_loadu_pd(p); }
 INLINE void d_store(double *p, vd a) { _mm512_storeu_pd(p, a); }
 
 #elif defined(__AVX2__)
@@ -116,6 +117,7 @@ INLINE vd v_hi(vf a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
 INLINE vd d_zero(void) { return _mm256_setzero_pd(); }
 INLINE vd d_add(vd a, vd b) { return _mm256_add_pd(a, b); }
 INLINE vd d_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE vd d_load(const double *p) { return _mm256_loadu_pd(p); }
 INLINE void d_store(double *p, vd a) { _mm256_storeu_pd(p, a); }
 
 #else
@@ -158,6 +160,7 @@ INLINE vd v_hi(vf a) { return (vd){ (double)a[2], (double)a[3] }; }
 INLINE vd d_zero(void) { return (vd){ 0 }; }
 INLINE vd d_add(vd a, vd b) { return a + b; }
 INLINE vd d_fma(vd a, vd b, vd c) { return a * b + c; }
+INLINE vd d_load(const double *p) { vd a; memcpy(&a, p, sizeof a); return a; }
 INLINE void d_store(double *p, vd a) { memcpy(p, &a, sizeof a); }
 
 #endif

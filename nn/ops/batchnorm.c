@@ -5,7 +5,7 @@
 
 #include "nn/op.h"
 
-enum { MEAN, VAR, INVSTD, SCRATCH, SCRATCH_BACK };      /* TRAIN */
+enum { STATS, SCRATCH, SCRATCH_BACK };                  /* TRAIN */
 enum { SCALE, SHIFT };                                  /* INFER */
 
 static bool batchnorm_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
@@ -27,8 +27,7 @@ static bool batchnorm_prepare(nn_step *s, err *e)
         nn_ask(s, SHIFT, NN_ALWAYS, row);
         return true;
     }
-    for (int k = MEAN; k <= INVSTD; k++)
-        nn_ask(s, k, s->active ? NN_FORWARD_TO_BACKWARD : NN_AT_FORWARD, row);
+    nn_ask(s, STATS, s->active ? NN_FORWARD_TO_BACKWARD : NN_AT_FORWARD, 5 * row);
     nn_ask(s, SCRATCH, NN_AT_FORWARD, scratch);
     if (s->active)
         nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, scratch);
@@ -46,15 +45,21 @@ static void batchnorm_refresh(nn_step *s)
     }
 }
 
-/* running = (1-m) running + m batch */
-static void follow(nn_step *s, double m)
+static bn_stats stats_of(const nn_step *s)
 {
-    const float *mean = s->mem[MEAN].p, *var = s->mem[VAR].p;
+    float *p = s->mem[STATS].p;
+    const int64_t c = s->node->dim[3];
+    return (bn_stats){ .mean = p, .var = p + c, .invstd = p + 2 * c, .scale = p + 3 * c, .shift = p + 4 * c };
+}
+
+/* running = (1-m) running + m batch */
+static void follow(nn_step *s, const bn_stats *st, double m)
+{
     const double n = (double)nn_rows(s, s->node), unbiased = n > 1 ? n / (n - 1) : 1;
     for (int64_t c = 0; c < s->node->dim[3]; c++) {
         float *to_mean = &s->w[2]->x[c], *to_var = &s->w[3]->x[c];
-        *to_mean = (float)((1 - m) * (double)*to_mean + m * (double)mean[c]);
-        *to_var = (float)((1 - m) * (double)*to_var + m * unbiased * (double)var[c]);
+        *to_mean = (float)((1 - m) * (double)*to_mean + m * (double)st->mean[c]);
+        *to_var = (float)((1 - m) * (double)*to_var + m * unbiased * (double)st->var[c]);
     }
 }
 
@@ -66,17 +71,17 @@ static void batchnorm_forward(nn_step *s, const nn_run *r)
         affine_forward(rows, c, s->x[0], s->mem[SCALE].p, s->mem[SHIFT].p, s->res, s->act, s->y);
         return;
     }
-    bn_forward(rows, c, s->x[0], s->w[0]->x, s->w[1]->x, s->node->attr.eps, s->res, s->act,
-               s->mem[MEAN].p, s->mem[VAR].p, s->mem[INVSTD].p, s->y, s->mem[SCRATCH].p);
-    follow(s, r->momentum >= 0 ? r->momentum : (double)s->node->attr.momentum);
+    const bn_stats st = stats_of(s);
+    bn_forward(rows, c, s->x[0], NULL, s->w[0]->x, s->w[1]->x, s->node->attr.eps, s->res, s->act, &st, s->y, s->mem[SCRATCH].p);
+    follow(s, &st, r->momentum >= 0 ? r->momentum : (double)s->node->attr.momentum);
 }
 
 static void batchnorm_backward(nn_step *s, const nn_run *r)
 {
     (void)r;
-    bn_backward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], s->y, s->dy, s->w[0]->x,
-                s->mem[MEAN].p, s->mem[INVSTD].p, s->act, s->dx[0], s->dres, s->dw[0], s->dw[1],
-                s->mem[SCRATCH_BACK].p);
+    const bn_stats st = stats_of(s);
+    bn_backward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], s->residual >= 0 ? s->y : NULL, s->dy, s->w[0]->x,
+                &st, s->act, s->dx[0], s->dres, s->dw[0], s->dw[1], s->mem[SCRATCH_BACK].p);
 }
 
 const nn_op nn_op_batchnorm = {

@@ -125,33 +125,39 @@ static void put(grad_out g, int64_t i, double v)
 
 size_t bn_scratch_bytes(int64_t rows, int c) { return (size_t)(rows + c) * sizeof(double); }
 
-void bn_forward(int64_t rows, int c, const float *x, const float *gamma, const float *beta,
-                float eps, const float *residual, act_kind act, float *mean, float *var,
-                float *invstd, float *y, void *scratch)
+void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, const float *gamma,
+                const float *beta, float eps, const float *residual, act_kind act,
+                const bn_stats *st, float *y, void *scratch)
 {
+    (void)known;
     (void)scratch;
     for (int k = 0; k < c; k++) {
-        mean[k] = var[k] = 0;
+        double mean = 0, var = 0;
         for (int64_t r = 0; r < rows; r++)
-            mean[k] += x[r * c + k] / (double)rows;
+            mean += x[r * c + k] / (double)rows;
         for (int64_t r = 0; r < rows; r++)
-            var[k] += (x[r * c + k] - mean[k]) * (x[r * c + k] - mean[k]) / (double)rows;
-        invstd[k] = 1 / sqrt(var[k] + eps);
+            var += (x[r * c + k] - mean) * (x[r * c + k] - mean) / (double)rows;
+        st->mean[k] = mean;
+        st->var[k] = var;
+        st->invstd[k] = 1 / sqrt(var + eps);
+        st->scale[k] = st->invstd[k] * gamma[k];
+        st->shift[k] = beta[k] - mean * st->scale[k];
         for (int64_t i = k; i < rows * c; i += c)
-            y[i] = activate(act, (x[i] - mean[k]) * invstd[k] * gamma[k] + beta[k] +
-                                     (residual ? residual[i] : 0));
+            y[i] = activate(act, (x[i] - mean) * st->scale[k] + beta[k] + (residual ? residual[i] : 0));
     }
 }
 
 void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy,
-                 const float *gamma, const float *mean, const float *invstd, act_kind act,
-                 grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch)
+                 const float *gamma, const bn_stats *st, act_kind act, grad_out dx, grad_out dres,
+                 grad_out dgamma, grad_out dbeta, void *scratch)
 {
     double *dz = scratch;
+    const double *mean = st->mean, *invstd = st->invstd;
     for (int k = 0; k < c; k++) {
         double sum = 0, dot = 0;
         for (int64_t r = 0, i = k; r < rows; r++, i += c) {
-            dz[r] = dy[i] * (act == ACT_NONE ? 1 : slope(act, y[i]));
+            const double out = y ? y[i] : activate(act, x[i] * st->scale[k] + st->shift[k]);
+            dz[r] = dy[i] * (act == ACT_NONE ? 1 : slope(act, out));
             sum += dz[r];
             dot += dz[r] * (x[i] - mean[k]) * invstd[k];
         }
