@@ -238,7 +238,7 @@ static bool bench_layer(const layer *l, const settings *o, double top, err *e)
     for (int m = 0; ok && m < 3; m++) {
         if (strcmp(o->mode, "all") && strcmp(o->mode, modes[m].name)) continue;
         bench b = { 0 };
-        ok = bench_new(&b, l, o->batch, modes[m].pass | (modes[m].pass == CONV_FORWARD ? CONV_INFER : 0), e);
+        ok = bench_new(&b, l, o->batch, modes[m].pass, e);
         double error = ok ? wrong(&b, modes[m].pass) : 0;
         if (ok && !(error < 5e-5)) ok = err_set(e, ERR_INTERNAL, "%s is wrong by %g", modes[m].name, error);
         if (ok) {

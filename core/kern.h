@@ -30,12 +30,11 @@ bool conv_shape_check(const conv_shape *s, err *e);     /* positive sizes, group
 int64_t conv_macs(const conv_shape *s);    /* nominal multiply-adds, padding counted */
 
 typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4 } conv_pass;
-/* Beside CONV_FORWARD alone: inference, weights are packed once. Unless core_options says exact, a
- * 3×3 convolution may then be Winograd's, if that is faster for its shape: F(2×2,3×3), of noise
- * wrong by at most 1e-6 of the largest output, or F(4×4,3×3), by 3e-6 (tests/test_winograd.c). */
-enum { CONV_INFER = 8 };
-
-/* Everything that depends on the shape alone: tile heights, the split over threads, offset tables
+/* Unless core_options says exact, forward and data gradient of a 3×3 convolution may be Winograd's, if
+ * that is faster for its shape: F(2×2,3×3), of noise wrong by at most 1e-6 of the largest output, or
+ * F(4×4,3×3), by 3e-6 (tests/test_winograd.c).
+ *
+ * Everything that depends on the shape alone: tile heights, the split over threads, offset tables
  * (im2col as a table of pointers), which taps are zero. Immutable after creation; owns its memory. */
 typedef struct conv_plan conv_plan;
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e);

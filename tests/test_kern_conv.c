@@ -282,7 +282,7 @@ static bool start(const char *isa, const char *road, int threads)
 {
     core_stop();
     err e = { 0 };
-    return core_init(&(core_options){ .threads = threads, .isa = isa, .conv = road }, &e);
+    return core_init(&(core_options){ .threads = threads, .isa = isa, .conv = road, .exact = true }, &e);
 }
 
 /* ---- tests -------------------------------------------------------------------------------------------- */

@@ -2,7 +2,7 @@
  * Gray 2016, "Fast algorithms for convolutional neural networks"). A tile of M×M outputs of a 3×3
  * kernel is A'((G g G') · (B' d B))A of a patch d of (M+2)×(M+2) pixels. Row i of B', column i of
  * A' belong to one interpolation point: 0, 1, -1, infinity for M = 2 and 0, P, -P, Q, -Q, infinity
- * for M = 4. G is in winograd.c. */
+ * for M = 4. G's numbers are in winograd.c. */
 
 enum { WINO_MOST = 6 };
 
@@ -105,6 +105,25 @@ INLINE void wino_out_body(const int M, const wino_out_args *a)
     for (int v = 0; v < a->nv; v++) wino_out_vector(M, a, v, v == a->nv - 1 ? a->lanes : LANES);
 }
 
+/* One kernel to a lane: the compiler makes vectors of the loops over o. */
+static void wino_w(const wino_w_args *a)
+{
+    enum { WIDE = 2 * LANES_MAX };
+    double t[3][WIDE];
+    for (int r = 0; r < a->A; r++) {
+        const double *G = a->G[r];
+        for (int k = 0; k < 3; k++)
+            for (int o = 0; o < WIDE; o++)
+                t[k][o] = G[0] * (double)a->g[k * WIDE + o] + G[1] * (double)a->g[(3 + k) * WIDE + o] + G[2] * (double)a->g[(6 + k) * WIDE + o];
+        for (int b = 0; b < a->A; b++) {
+            const double *H = a->G[b];
+            float row[WIDE];
+            for (int o = 0; o < WIDE; o++) row[o] = (float)(H[0] * t[0][o] + H[1] * t[1][o] + H[2] * t[2][o]);
+            memcpy(a->u + (r * a->A + b) * a->plane, row, (size_t)a->wide * sizeof *row);
+        }
+    }
+}
+
 static void wino_in_2(const wino_in_args *a) { wino_in_body(2, a); }
 static void wino_in_4(const wino_in_args *a) { wino_in_body(4, a); }
 static void wino_out_2(const wino_out_args *a) { wino_out_body(2, a); }
@@ -116,4 +135,5 @@ static void fill_wino(kern_table *k)
     k->wino_in[1] = wino_in_4;
     k->wino_out[0] = wino_out_2;
     k->wino_out[1] = wino_out_4;
+    k->wino_w = wino_w;
 }

@@ -39,10 +39,10 @@ int64_t conv_macs(const conv_shape *s)
 }
 
 
-typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE, WINOGRAD2, WINOGRAD4 } road_kind;
+typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE } road_kind;
 
-/* The gathers of one pass, all on the tile or all depthwise. */
-typedef struct { tile_plan **tile; dw_plan **dw; int n; size_t packed; } gather_set;
+/* One pass: Winograd's, or its gathers, all on the tile or all depthwise. */
+typedef struct { wino_plan *wino; tile_plan **tile; dw_plan **dw; int M, n; size_t packed; } gather_set;
 
 struct conv_plan {
     conv_shape s;
@@ -50,7 +50,6 @@ struct conv_plan {
     gather_set forward, back;
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
     im2col_plan *im2col;
-    wino_plan *wino;
 };
 
 static bool set_add(gather_set *set, const gather *g, const conv_shape *s, err *e)
@@ -65,9 +64,23 @@ static bool set_add(gather_set *set, const gather *g, const conv_shape *s, err *
     return true;
 }
 
+/* Side of Winograd's tiles; 0: not his. */
+static int wino_for(const conv_shape *s, conv_pass pass)
+{
+    const char *road = conv_road();
+    if (conv_exact() || !wino_can(s, pass)) return 0;
+    return !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_choose(s, pass);
+}
+
 static bool set_new(gather_set *set, conv_plan *p, conv_pass pass, err *e)
 {
     const conv_shape *s = &p->s;
+    set->M = p->road == DIRECT ? wino_for(s, pass) : 0;
+    if (set->M) {
+        set->wino = wino_plan_new(s, pass, set->M, e);
+        set->packed = set->wino ? wino_packed_floats(set->wino) : 0;
+        return set->wino;
+    }
     size_t phases = pass == CONV_FORWARD ? 1 : (size_t)s->sh * (size_t)s->sw;
     gather *g = mem_new(phases, sizeof *g, e);
     if (g && p->road == DEPTHWISE) set->dw = mem_new(phases, sizeof *set->dw, e);
@@ -81,6 +94,7 @@ static bool set_new(gather_set *set, conv_plan *p, conv_pass pass, err *e)
 
 static void set_free(gather_set *set)
 {
+    wino_plan_free(set->wino);
     for (int i = 0; set->tile && i < set->n; i++) tile_plan_free(set->tile[i]);
     for (int i = 0; set->dw && i < set->n; i++) dw_plan_free(set->dw[i]);
     mem_free(set->tile);
@@ -89,6 +103,7 @@ static void set_free(gather_set *set)
 
 static void set_pack(const gather_set *set, const float *w, float *packed)
 {
+    if (set->wino) wino_pack(set->wino, w, packed);
     for (int i = 0; i < set->n; i++) {
         if (set->dw) dw_pack(set->dw[i], w, packed);
         else tile_pack(set->tile[i], w, packed);
@@ -98,13 +113,14 @@ static void set_pack(const gather_set *set, const float *w, float *packed)
 static void set_run(const gather_set *set, const float *x, const float *packed, const conv_epilogue *ep,
                     float *y, float *scratch)
 {
-    if (set->dw) dw_run(set->dw, set->n, x, packed, ep, y);
+    if (set->wino) wino_run(set->wino, x, packed, ep, y, scratch);
+    else if (set->dw) dw_run(set->dw, set->n, x, packed, ep, y);
     else tile_run(set->tile, set->n, x, packed, ep, y, scratch);
 }
 
 static size_t set_scratch(const gather_set *set)
 {
-    size_t most = 0;
+    size_t most = set->wino ? wino_scratch_floats(set->wino) : 0;
     for (int i = 0; set->tile && i < set->n; i++)
         if (tile_scratch_floats(set->tile[i]) > most) most = tile_scratch_floats(set->tile[i]);
     return most;
@@ -115,21 +131,17 @@ static bool roads_new(conv_plan *p, unsigned passes, err *e)
     bool dw = p->road == DEPTHWISE;
     if (p->road == REFERENCE) return true;
     if (p->road == IM2COL) return (p->im2col = im2col_plan_new(&p->s, e));
-    if (p->road == WINOGRAD2 || p->road == WINOGRAD4) return (p->wino = wino_plan_new(&p->s, p->road == WINOGRAD4 ? 4 : 2, e));
     if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, CONV_FORWARD, e)) return false;
     if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, CONV_DATA_GRAD, e)) return false;
     return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, e));
 }
 
-static road_kind road_for(const conv_shape *s, unsigned passes)
+static road_kind road_for(const conv_shape *s)
 {
     const char *road = conv_road();
     if (!strcmp(road, "reference")) return REFERENCE;
     if (!strcmp(road, "im2col")) return IM2COL;
-    if (s->groups > 1 && s->groups == s->c && s->groups == s->o) return DEPTHWISE;
-    if (passes != (CONV_FORWARD | CONV_INFER) || conv_exact() || !wino_can(s)) return DIRECT;
-    int M = !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_choose(s);
-    return M == 4 ? WINOGRAD4 : M == 2 ? WINOGRAD2 : DIRECT;
+    return s->groups > 1 && s->groups == s->c && s->groups == s->o ? DEPTHWISE : DIRECT;
 }
 
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
@@ -138,7 +150,7 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     conv_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
     p->s = *s;
-    p->road = road_for(s, passes);
+    p->road = road_for(s);
     if (!roads_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
 }
@@ -150,7 +162,6 @@ void conv_plan_free(conv_plan *p)
     set_free(&p->back);
     wgrad_plan_free(p->wgrad);
     im2col_plan_free(p->im2col);
-    wino_plan_free(p->wino);
     mem_free(p);
 }
 
@@ -158,9 +169,9 @@ const conv_shape *conv_plan_shape(const conv_plan *p) { return &p->s; }
 
 const char *conv_plan_road(const conv_plan *p)
 {
-    static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct",
-                                        [DEPTHWISE] = "depthwise", [WINOGRAD2] = "winograd2", [WINOGRAD4] = "winograd4" };
-    return name[p->road];
+    static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct", [DEPTHWISE] = "depthwise" };
+    const int M = p->forward.M ? p->forward.M : p->back.M;
+    return M == 4 ? "winograd4" : M == 2 ? "winograd2" : name[p->road];
 }
 
 static size_t weight_floats(const conv_shape *s)
@@ -172,7 +183,6 @@ size_t conv_packed_floats(const conv_plan *p, conv_pass pass)
 {
     if (p->road == REFERENCE) return weight_floats(&p->s);
     if (p->road == IM2COL) return im2col_packed_floats(p->im2col);
-    if (p->wino) return wino_packed_floats(p->wino);
     return pass == CONV_FORWARD ? p->forward.packed : p->back.packed;
 }
 
@@ -180,14 +190,12 @@ void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *p
 {
     if (p->road == REFERENCE) { memcpy(packed, w_oihw, weight_floats(&p->s) * sizeof *packed); return; }
     if (p->road == IM2COL) { im2col_pack(p->im2col, w_oihw, packed); return; }
-    if (p->wino) { wino_pack(p->wino, w_oihw, packed); return; }
     set_pack(pass == CONV_FORWARD ? &p->forward : &p->back, w_oihw, packed);
 }
 
 size_t conv_scratch_floats(const conv_plan *p)
 {
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
-    if (p->wino) return wino_scratch_floats(p->wino);
     size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
     if (set_scratch(&p->forward) > most) most = set_scratch(&p->forward);
     return set_scratch(&p->back) > most ? set_scratch(&p->back) : most;
@@ -200,7 +208,6 @@ void conv_forward(const conv_plan *p, const float *x, const float *packed, const
     if (!ep) ep = &none;
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
     else if (p->road == IM2COL) im2col_forward(p->im2col, x, packed, ep, y, scratch);
-    else if (p->wino) wino_run(p->wino, x, packed, ep, y, scratch);
     else set_run(&p->forward, x, packed, ep, y, scratch);
 }
 

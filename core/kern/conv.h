@@ -49,11 +49,11 @@ size_t tile_scratch_floats(const tile_plan *p);
 void   tile_run(tile_plan *const *phase, int phases, const float *x, const float *packed,
                 const conv_epilogue *ep, float *y, float *scratch);
 
-/* Forward of 3×3 kernels, stride 1, as F(M×M,3×3). */
+/* Forward or data gradient of 3×3 kernels, stride 1, as F(M×M,3×3). */
 typedef struct wino_plan wino_plan;
-bool   wino_can(const conv_shape *s);
-int    wino_choose(const conv_shape *s);                /* M = 4, 2, or 0: the direct road is faster */
-wino_plan *wino_plan_new(const conv_shape *s, int M, err *e);
+bool   wino_can(const conv_shape *s, conv_pass pass);
+int    wino_choose(const conv_shape *s, conv_pass pass);  /* M = 4, 2, or 0: the direct road is faster */
+wino_plan *wino_plan_new(const conv_shape *s, conv_pass pass, int M, err *e);
 void   wino_plan_free(wino_plan *p);
 size_t wino_packed_floats(const wino_plan *p);
 void   wino_pack(const wino_plan *p, const float *w_oihw, float *packed);

@@ -79,6 +79,15 @@ typedef struct {
     float *v;
 } wino_in_args;
 
+/* u[k*plane + o] = place k of G g G' for kernels g[9][2*LANES_MAX] of out-channels o < wide; rounded once. */
+typedef struct {
+    double G[6][3];
+    int A, wide;                                        /* A: M+2 */
+    const float *g;
+    int64_t plane;
+    float *u;
+} wino_w_args;
+
 /* y[rows][cols][16*nv) = clamp(tile of m[k*plane …] + bias + residual) */
 typedef struct {
     const float *m, *bias, *residual;                   /* the latter may be NULL; residual as y */
@@ -132,6 +141,7 @@ typedef struct {
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     void (*wino_in[2])(const wino_in_args *);           /* F(2×2), F(4×4) */
     void (*wino_out[2])(const wino_out_args *);
+    void (*wino_w)(const wino_w_args *);
     void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
     void (*dw_wgrad[DW_WIDTHS][2])(const dw_args *);
     void (*moments)(const norm_args *);                 /* sum += x - pivot and its square; pivot NULL: 0 */

@@ -1,4 +1,4 @@
-/* Forward 3×3 convolution of stride 1 as Winograd's F(M×M,3×3), M = 2 or 4: (M+2)² products of
+/* A 3×3 convolution of stride 1, forward or data gradient, as Winograd's F(M×M,3×3), M = 2 or 4: (M+2)² products of
  * transformed patches with transformed weights for 9M² multiply-adds, on the register tile of the
  * direct road. The transforms are body_wino.h's, the choice between the roads is wino_choose's.
  *
@@ -18,7 +18,8 @@
 enum { PATCH_MOST = 36, WIDEST = 2 * LANES_MAX, ROW_GAP = 16, PLANE_GAP = 16 };
 
 struct wino_plan {
-    conv_shape s;
+    conv_shape s;                /* of what runs: the data gradient reads out-channels and writes in-channels */
+    bool transposed;             /* … with the kernels turned round */
     int M, A;                    /* outputs and pixels along a tile's side */
     int down, across;            /* tiles of an image */
     int64_t tiles;               /* of all images */
@@ -30,9 +31,26 @@ struct wino_plan {
 
 /* ---- which road ------------------------------------------------------------------------------- */
 
-bool wino_can(const conv_shape *s)
+bool wino_can(const conv_shape *s, conv_pass pass)
 {
-    return s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1;
+    bool fits = pass == CONV_FORWARD || (s->pt <= 2 && s->pb <= 2 && s->pl <= 2 && s->pr <= 2);
+    return fits && s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1;
+}
+
+/* The data gradient as a convolution: of dy, with the kernels turned round. */
+static conv_shape shape_of(const conv_shape *s, conv_pass pass)
+{
+    if (pass == CONV_FORWARD) return *s;
+    conv_shape t = *s;
+    t.h = conv_out_h(s);
+    t.w = conv_out_w(s);
+    t.c = s->o;
+    t.o = s->c;
+    t.pt = 2 - s->pt;
+    t.pb = 2 - s->pb;
+    t.pl = 2 - s->pl;
+    t.pr = 2 - s->pr;
+    return t;
 }
 
 static int64_t tiles_of(const conv_shape *s, int M)
@@ -79,9 +97,9 @@ static double wino_cost(const conv_shape *s, int M)
     return tile_loss * places * tiles * pairs + (M == 2 ? TRANSFORM_2 : TRANSFORM_4) * tiles * channels + STREAM * streamed;
 }
 
-int wino_choose(const conv_shape *shape)
+int wino_choose(const conv_shape *shape, conv_pass pass)
 {
-    conv_shape one = *shape, *s = &one;
+    conv_shape one = shape_of(shape, pass), *s = &one;
     one.n = 1;                                           /* an image's answer must not depend on its batch */
     double direct = direct_cost(s), two = wino_cost(s, 2), four = wino_cost(s, 4);
     return direct <= fmin(two, four) ? 0 : two <= four ? 2 : 4;
@@ -105,11 +123,12 @@ static void cut(wino_plan *p)
     p->panels_per_task = (int)kern_div_up(p->panels, kern_min(slices, kern_div_up(tasks, p->units)));
 }
 
-wino_plan *wino_plan_new(const conv_shape *s, int M, err *e)
+wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
 {
     wino_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
-    *p = (wino_plan){ .s = *s, .M = M, .A = M + 2, .tiles = tiles_of(s, M), .workers = par_threads(),
+    const conv_shape run = shape_of(shape, pass), *s = &run;
+    *p = (wino_plan){ .s = run, .transposed = pass == CONV_DATA_GRAD, .M = M, .A = M + 2, .tiles = tiles_of(s, M), .workers = par_threads(),
                       .down = (int)kern_div_up(conv_out_h(s), M), .across = (int)kern_div_up(conv_out_w(s), M),
                       .row = row_floats(s) };
     cut(p);
@@ -153,43 +172,43 @@ static void kernel_transform(int M, double G[][3])
     G[M + 1][2] = 1;
 }
 
-typedef struct { const wino_plan *p; const float *w; float *packed; double G[6][3]; } pack_job;
+typedef struct { const wino_plan *p; const float *w; float *packed; wino_w_args transform; } pack_job;
 
-/* u[k*step] = place k of G g G', g being 3×3, rounded once. */
-static void transform_kernel(const pack_job *j, const float *g, float *u, int step)
-{
-    const int A = j->p->A;
-    for (int a = 0; a < A; a++) {
-        double t[3] = { 0 };
-        for (int i = 0; i < 3; i++)
-            for (int k = 0; k < 3; k++) t[k] += j->G[a][i] * (double)g[3 * i + k];
-        for (int b = 0; b < A; b++)
-            u[(a * A + b) * step] = (float)(j->G[b][0] * t[0] + j->G[b][1] * t[1] + j->G[b][2] * t[2]);
-    }
-}
+/* Some in-channels of one panel. Kernels are read in the order of memory, as near as can be. */
+enum { PACK_CHANNELS = 16 };
 
-/* One panel's weights of one in-channel. */
 static void pack_piece(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const pack_job *j = ctx;
     const wino_plan *p = j->p;
     int cg = p->s.c / p->s.groups, og = p->s.o / p->s.groups, per_group = panel_count(og);
-    int c = (int)(i % cg), k = (int)(i / cg), group = k / per_group;
+    int chunks = (int)kern_div_up(cg, PACK_CHANNELS), c0 = (int)(i % chunks) * PACK_CHANNELS, k = (int)(i / chunks), group = k / per_group;
+    int n = (int)kern_min(PACK_CHANNELS, cg - c0);
     panel v = panel_at(og, k % per_group);
     int wide = v.nv * kern.lanes, valid = (v.nv - 1) * kern.lanes + v.lanes;
-    float u[PATCH_MOST][WIDEST] = { { 0 } };
+    int64_t o_step = p->transposed ? 9 : (int64_t)cg * 9, c_step = p->transposed ? (int64_t)og * 9 : 9;
+    const float *w = j->w + (int64_t)group * og * cg * 9 + v.first * o_step + c0 * c_step;
+    float *to = j->packed + panel_offset(p, per_group) * group + panel_offset(p, k % per_group) + (int64_t)c0 * wide;
+    float g[PACK_CHANNELS][9][WIDEST] = { { { 0 } } };
     for (int o = 0; o < valid; o++)
-        transform_kernel(j, j->w + ((int64_t)(group * og + v.first + o) * cg + c) * 9, u[0] + o, WIDEST);
-    float *to = j->packed + panel_offset(p, per_group) * group + panel_offset(p, k % per_group) + (int64_t)c * wide;
-    for (int a = 0; a < p->A * p->A; a++, to += (int64_t)cg * wide) memcpy(to, u[a], (size_t)wide * sizeof *to);
+        for (int c = 0; c < n; c++)
+            for (int t = 0; t < 9; t++) g[c][p->transposed ? 8 - t : t][o] = w[o * o_step + c * c_step + t];
+    for (int c = 0; c < n; c++) {
+        wino_w_args a = j->transform;
+        a.g = g[c][0];
+        a.u = to + (int64_t)c * wide;
+        a.plane = (int64_t)cg * wide;
+        a.wide = wide;
+        kern.wino_w(&a);
+    }
 }
 
 void wino_pack(const wino_plan *p, const float *w_oihw, float *packed)
 {
-    pack_job j = { .p = p, .w = w_oihw, .packed = packed };
-    kernel_transform(p->M, j.G);
-    par_for((int64_t)p->panels * (p->s.c / p->s.groups), pack_piece, &j);
+    pack_job j = { .p = p, .w = w_oihw, .packed = packed, .transform = { .A = p->A } };
+    kernel_transform(p->M, j.transform.G);
+    par_for(p->panels * kern_div_up(p->s.c / p->s.groups, PACK_CHANNELS), pack_piece, &j);
 }
 
 /* ---- running ---------------------------------------------------------------------------------- */

@@ -39,7 +39,7 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 bool nn_conv_prepare(nn_step *s, err *e)
 {
     const conv_shape shape = nn_conv_window(s->node, s->src[0], s->batch);
-    unsigned passes = CONV_FORWARD | (s->mode == NN_INFER ? CONV_INFER : 0);
+    unsigned passes = CONV_FORWARD;
     if (s->active)
         passes |= CONV_WEIGHT_GRAD | (s->want[0] ? CONV_DATA_GRAD : 0);
     s->conv = conv_plan_new(&shape, passes, e);
