@@ -13,6 +13,11 @@
 
 typedef enum { ACT_NONE, ACT_RELU, ACT_RELU6, ACT_SILU, ACT_COUNT } act_kind;
 
+/* Rows summed up in parts. A part has the number of its rows, then for every channel their sum, then
+ * for every channel their squared distances from the part's mean. */
+#define ROW_PART(c) (1 + 2 * (int64_t)(c))
+typedef struct { const double *part; int64_t parts; } row_sums;
+
 /* ---- convolution (cross-correlation, no kernel flip) ----------------------------------------- */
 
 typedef struct {
@@ -50,8 +55,10 @@ void   conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float 
 size_t conv_scratch_floats(const conv_plan *p);
 
 /* What happens to a sum before it is stored:  y = act(sum + bias[o] + residual[same place as y]).
- * residual may be the same memory as y. */
-typedef struct { const float *bias, *residual; act_kind act; } conv_epilogue;
+ * residual may be the same memory as y. part: the rows of y are summed up while they are near (see
+ * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0: so many times ROW_PART(o) doubles. */
+typedef struct { const float *bias, *residual; act_kind act; double *part; } conv_epilogue;
+int64_t conv_parts(const conv_plan *p);
 
 /* y (n,oh,ow,o). ep may be NULL (no bias, no residual, no activation). */
 void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
@@ -66,10 +73,6 @@ void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool 
 /* ---- rows × channels: norms, activations, sums ------------------------------------------------ */
 /* rows = n*h*w; x[r*c + ch]. Sums over rows are formed in double in a fixed order. */
 
-/* Rows summed up in parts. A part has the number of its rows, then for every channel their sum, then
- * for every channel their squared distances from the part's mean. */
-#define ROW_PART(c) (1 + 2 * (int64_t)(c))
-typedef struct { const double *part; int64_t parts; } row_sums;
 /* What forward leaves for backward, c floats each: mean, variance (biased), 1/sqrt(var + eps), and
  * scale, shift with y = act(x*scale + shift + residual). */
 typedef struct { float *mean, *var, *invstd, *scale, *shift; } bn_stats;

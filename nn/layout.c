@@ -168,8 +168,8 @@ static bool prepare_steps(nn_plan *p, err *e)
         const int back = backward_time(p, i);
         for (int k = 0; k < NN_MEMORIES; k++) {
             const nn_memory *m = &s->mem[k];
-            const int first[] = { i, back, REFRESH, i, REFRESH };
-            const int last[] = { i, back, REFRESH, back, end_of_time(p) };
+            const int first[] = { i, back, REFRESH, i, REFRESH, i };
+            const int last[] = { i, back, REFRESH, back, end_of_time(p), s->reader };
             if (m->bytes && m->when == NN_AT_REFRESH)
                 p->memory[i][k] = refresh = refresh_buffer(p, refresh, m->bytes);
             else

@@ -49,9 +49,10 @@ typedef enum {
     NN_AT_REFRESH,               /* scratch of refresh */
     NN_FORWARD_TO_BACKWARD,      /* left by forward for backward */
     NN_ALWAYS,                   /* from refresh on: packed weights */
+    NN_UNTIL_READER,             /* left by forward for the forward of step `reader` */
 } nn_when;
 typedef struct { nn_when when; size_t bytes; void *p; } nn_memory;
-enum { NN_MEMORIES = 6 };
+enum { NN_MEMORIES = 7 };
 
 typedef struct nn_op nn_op;
 typedef struct nn_step {
@@ -78,6 +79,9 @@ typedef struct nn_step {
     grad_out     dw[5];
     nn_memory    mem[NN_MEMORIES];
     conv_plan   *conv;           /* owned */
+    int          reader;         /* TRAIN: step of the norm that wants y's sums; -1 */
+    const struct nn_step *giver; /* TRAIN: whose sums this norm may take; NULL */
+    row_sums     sums;           /* of y, for the reader; parts 0: it has to do without */
     double       loss;           /* losses: mean over the batch, unweighted */
 } nn_step;
 
@@ -99,6 +103,7 @@ enum {
     NN_TRAIN_ONLY = 1024,        /* identity in INFER */
     NN_NO_STEP = 2048,           /* an input: nothing to compute */
     NN_ACT_ONLY = 4096,          /* fuses activations, not residuals */
+    NN_GIVES_SUMS = 8192,        /* TRAIN: can sum up the rows of y while it makes them */
 };
 
 typedef struct {

@@ -142,6 +142,18 @@ static void fuse(const nn_plan *p, survey *v, nn_step *s)
     }
 }
 
+/* A norm of TRAIN need not read its input for the sums if who makes the input can tell them. */
+static void find_giver(const nn_plan *p, nn_step *s)
+{
+    if (p->mode != NN_TRAIN || !(s->op->flags & NN_IS_NORM) || p->home[s->in[0]] < 0)
+        return;
+    nn_step *giver = &p->step[p->home[s->in[0]]];
+    if (giver->op->flags & NN_GIVES_SUMS && giver->reader < 0) {
+        giver->reader = p->n_step;
+        s->giver = giver;
+    }
+}
+
 static void bind_params(const nn_plan *p, nn_step *s)
 {
     for (int k = 0; k < s->node->n_w; k++)
@@ -165,13 +177,15 @@ static void make_steps(nn_plan *p, survey *v, unsigned options)
             continue;
         nn_step *s = &p->step[p->n_step];
         *s = (nn_step){ .op = op, .node = n, .mode = p->mode, .id = i, .out = i, .n_in = n->n_in,
-                        .batch = p->batch, .norm = -1, .residual = -1 };
+                        .batch = p->batch, .norm = -1, .residual = -1, .reader = -1 };
         for (int k = 0; k < n->n_in; k++) {
             s->in[k] = p->alias[n->in[k]];
             s->src[k] = &g->node[s->in[k]];
         }
-        if (!(options & NN_PLAN_NO_FUSION))
+        if (!(options & NN_PLAN_NO_FUSION)) {
             fuse(p, v, s);
+            find_giver(p, s);
+        }
         bind_params(p, s);
         p->home[s->out] = p->n_step++;
     }

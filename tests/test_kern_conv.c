@@ -125,7 +125,7 @@ static void sample_drop(sample *t)
     mem_free(t->dw);
 }
 
-typedef struct { float *y, *dx, *dw; } result;
+typedef struct { float *y, *dx, *dw; double *part; int64_t parts; } result;     /* part NULL: the road has none */
 
 /* Runs all passes the way a network does. y starts as garbage; scratch is dirty. */
 static bool run(const sample *t, unsigned passes, result *out)
@@ -138,14 +138,16 @@ static bool run(const sample *t, unsigned passes, result *out)
     size_t ns = conv_scratch_floats(p);
     float *scratch = noise(ns, 99);
     for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
-    *out = (result){ noise(ny, 97), fenced_new(nx), fenced_new(nw) };
-    conv_epilogue ep = { t->bias ? t->b : NULL, t->residual ? out->y : NULL, t->act };
+    *out = (result){ .y = noise(ny, 97), .dx = fenced_new(nx), .dw = fenced_new(nw) };
+    conv_epilogue ep = { t->bias ? t->b : NULL, t->residual ? out->y : NULL, t->act, NULL };
     if (passes & CONV_FORWARD) {
+        out->parts = t->act == ACT_SILU ? 0 : conv_parts(p);
+        if (out->parts) ep.part = out->part = mem_new((size_t)(out->parts * ROW_PART(t->s.o)), sizeof *out->part, NULL);
         size_t np = conv_packed_floats(p, CONV_FORWARD);
         float *packed = noise(np, 98);
         conv_pack(p, CONV_FORWARD, t->w, packed);
         if (t->residual) memcpy(out->y, t->r, ny * sizeof *out->y);   /* residual in place */
-        conv_forward(p, t->x, packed, t->bias || t->residual || t->act ? &ep : NULL, out->y, scratch);
+        conv_forward(p, t->x, packed, t->bias || t->residual || t->act || ep.part ? &ep : NULL, out->y, scratch);
         CHECK(fenced_free(packed, np));
     }
     if (passes & CONV_DATA_GRAD) {
@@ -167,6 +169,7 @@ static bool run(const sample *t, unsigned passes, result *out)
 
 static void result_drop(const sample *t, result *r)
 {
+    mem_free(r->part);
     CHECK(fenced_free(r->y, count_y(&t->s)));
     CHECK(fenced_free(r->dx, count_x(&t->s)));
     CHECK(fenced_free(r->dw, count_w(&t->s)));
@@ -178,6 +181,28 @@ static void describe(const sample *t, const char *where)
     fprintf(stderr, "  %s: n%d %dx%dx%d -> %d, k%dx%d s%dx%d p%d,%d,%d,%d d%dx%d g%d%s%s%s act %d\n", where, s->n, s->h, s->w,
             s->c, s->o, s->kh, s->kw, s->sh, s->sw, s->pt, s->pb, s->pl, s->pr, s->dh, s->dw, s->groups,
             t->bias ? " bias" : "", t->residual ? " residual" : "", t->accumulate ? " accumulate" : "", t->act);
+}
+
+/* Error of the sums that come with the outputs, over the largest: number of rows, sums, squares about the mean. */
+static double worst_sum(const sample *t, const result *r)
+{
+    int O = t->s.o;
+    double rows = (double)count_y(&t->s) / O, seen = 0, error = 0, scale = 1;
+    for (int64_t k = 0; k < r->parts; k++) seen += r->part[k * ROW_PART(O)];
+    if (r->parts && seen != rows) return INFINITY;
+    for (int o = 0; r->parts && o < O; o++) {
+        double sum = 0, square = 0, want = 0, want_square = 0;
+        for (size_t i = (size_t)o; i < count_y(&t->s); i += (size_t)O) want += (double)r->y[i];
+        for (size_t i = (size_t)o; i < count_y(&t->s); i += (size_t)O) want_square += pow((double)r->y[i] - want / rows, 2);
+        for (int64_t k = 0; k < r->parts; k++) sum += r->part[k * ROW_PART(O) + 1 + o];
+        for (int64_t k = 0; k < r->parts; k++) {
+            const double *p = r->part + k * ROW_PART(O);
+            square += p[1 + O + o] + p[0] * pow(p[1 + o] / p[0] - sum / rows, 2);
+        }
+        scale = fmax(scale, fmax(fabs(want), want_square));
+        error = fmax(error, fmax(fabs(sum - want), fabs(square - want_square)));
+    }
+    return error / scale;
 }
 
 static const unsigned all_passes = CONV_FORWARD | CONV_DATA_GRAD | CONV_WEIGHT_GRAD;
@@ -192,6 +217,7 @@ static void hold_to_naive(const sample *t, const char *where)
     CHECK(ey <= tol);
     CHECK(ex <= tol);
     CHECK(ew <= tol);
+    CHECK(worst_sum(t, &got) <= tol);
     result_drop(t, &got);
     if (test_bad > before) {
         fprintf(stderr, "  errors %g %g %g\n", ey, ex, ew);
@@ -337,6 +363,7 @@ static void compare(sample *t, const char *where)
     CHECK(!memcmp(r.y, k->y, count_y(&t->s) * sizeof *r.y));
     CHECK(!memcmp(r.dx, k->dx, count_x(&t->s) * sizeof *r.dx));
     CHECK(!memcmp(r.dw, k->dw, count_w(&t->s) * sizeof *r.dw));
+    CHECK(!r.parts || !memcmp(r.part, k->part, (size_t)(r.parts * ROW_PART(t->s.o)) * sizeof *r.part));
     if (test_bad > before) describe(t, where);
     result_drop(t, &r);
 }

@@ -201,6 +201,12 @@ size_t conv_scratch_floats(const conv_plan *p)
     return set_scratch(&p->back) > most ? set_scratch(&p->back) : most;
 }
 
+int64_t conv_parts(const conv_plan *p)
+{
+    const gather_set *f = &p->forward;
+    return f->tile ? tile_parts(*f->tile) : f->dw ? dw_parts(*f->dw) : 0;
+}
+
 void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
                   float *y, float *scratch)
 {

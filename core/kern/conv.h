@@ -46,6 +46,7 @@ void   tile_plan_free(tile_plan *p);
 size_t tile_packed_floats(const tile_plan *p);
 void   tile_pack(const tile_plan *p, const float *w_oihw, float *packed);
 size_t tile_scratch_floats(const tile_plan *p);
+int64_t tile_parts(const tile_plan *p);                 /* of ep->part, forward */
 void   tile_run(tile_plan *const *phase, int phases, const float *x, const float *packed,
                 const conv_epilogue *ep, float *y, float *scratch);
 
@@ -72,6 +73,7 @@ typedef struct dw_plan dw_plan;                         /* one gather of a depth
 dw_plan *dw_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);       /* takes the gather over */
 void   dw_plan_free(dw_plan *p);
 size_t dw_packed_floats(const dw_plan *p);
+int64_t dw_parts(const dw_plan *p);
 void   dw_pack(const dw_plan *p, const float *w_oihw, float *packed);
 void   dw_run(dw_plan *const *phase, int phases, const float *x, const float *packed,
               const conv_epilogue *ep, float *y);

@@ -185,9 +185,23 @@ static const float *input_of(const tile_plan *p, unit u, const float *x)
     return x + ((u.n0 * g->ih + row) * g->iw + (p->copy ? 0 : u.q0 * g->sw)) * ic;
 }
 
-static int64_t tasks_of(const tile_plan *p)
+int64_t tile_parts(const tile_plan *p) { return kern_div_up(tile_units(p), p->units_per_task); }
+
+static int64_t tasks_of(const tile_plan *p) { return tile_parts(p) * kern_div_up(p->panels, p->panels_per_task); }
+
+/* The first out-channel of panel k; k = panels: all of them. */
+static int first_channel(const tile_plan *p, int k)
 {
-    return kern_div_up(tile_units(p), p->units_per_task) * kern_div_up(p->panels, p->panels_per_task);
+    int per_group = panel_count(p->g.o);
+    return k / per_group * p->g.o + (k % per_group ? panel_at(p->g.o, k % per_group).first : 0);
+}
+
+/* A unit's outputs lie side by side, image after image. */
+static void sum_unit(const tile_plan *p, unit u, const float *y, row_part *part)
+{
+    const gather *g = &p->g;
+    const float *at = y + g->y_base + u.r0 * g->y_row + u.q0 * g->y_col + part->c0;
+    for (int i = 0; i < u.imgs; i++) row_part_add(part, at + (u.n0 + i) * g->y_img, (int64_t)u.rows * u.cols);
 }
 
 /* Some units one after another; while one is computed the next is fetched. */
@@ -195,10 +209,14 @@ static void run_task(const tile_job *j, int64_t i, int worker)
 {
     const tile_plan *p = j->p;
     const gather *g = &p->g;
-    int64_t units = tile_units(p), stretches = kern_div_up(units, p->units_per_task);
+    int64_t units = tile_units(p), stretches = tile_parts(p);
     int64_t u0 = i % stretches * p->units_per_task, u1 = kern_min(units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
     int first = (int)(i / stretches) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *own = j->scratch + (size_t)worker * j->own;
+    int channels = g->o * g->groups, c0 = first_channel(p, first);
+    row_part part = { 0 };
+    if (j->ep->part)
+        part = row_part_open(j->ep->part + i % stretches * ROW_PART(channels), channels, c0, first_channel(p, end) - c0, channels);
     for (int64_t k = u0; k < u1; k++) {
         unit u = tile_unit_at(p, k);
         const float *x = j->x + (((int64_t)u.n0 * g->ih + u.r0 * g->sh) * g->iw + u.q0 * g->sw) * ic;
@@ -215,7 +233,9 @@ static void run_task(const tile_job *j, int64_t i, int worker)
             next = (fetch){ (const char *)from, (const char *)(from + floats), kern_div_up(floats * 4, tiles) };
         }
         run_unit(j, u, x, first, end, own + p->copy_floats, &next);
+        if (j->ep->part) sum_unit(p, u, j->y, &part);
     }
+    if (j->ep->part) row_part_close(&part);
 }
 
 /* Phases side by side, unit by unit: what one has read is still in the cache for the others. */

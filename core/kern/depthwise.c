@@ -181,6 +181,15 @@ static void run_tile(const dw_job *j, const dw_plan *p, const dw_piece *q, int i
     for (int t = 0; j->ep->act == ACT_SILU && t < d.count; t++) silu_in_place(d.y + t * d.y_step, d.channels);
 }
 
+int64_t dw_parts(const dw_plan *p) { return (int64_t)p->g.n * p->bands; }
+
+static void sum_piece(const dw_job *j, const gather *g, const dw_piece *q, int64_t which)
+{
+    row_part part = row_part_open(j->ep->part + which * ROW_PART(g->groups), g->groups, q->c0, q->channels, g->groups);
+    row_part_add(&part, j->y + q->n * g->y_img + q->r0 * g->y_row + q->c0, (int64_t)(q->r1 - q->r0) * g->qw);
+    row_part_close(&part);
+}
+
 /* Down the rows, so that the pixels of a tile are still near when the row below wants them. */
 static void run_task(void *ctx, int64_t task, int worker)
 {
@@ -192,6 +201,7 @@ static void run_task(void *ctx, int64_t task, int worker)
     if (q.n >= p->g.n) return;                          /* a phase with fewer bands than others */
     for (int i = 0; i < p->tiles; i++)
         for (int r = q.r0; r < q.r1; r++) run_tile(j, p, &q, i, r);
+    if (j->ep->part) sum_piece(j, &p->g, &q, task / p->parts);
 }
 
 void dw_run(dw_plan *const *phase, int phases, const float *x, const float *packed, const conv_epilogue *ep, float *y)

@@ -72,7 +72,8 @@ static void batchnorm_forward(nn_step *s, const nn_run *r)
         return;
     }
     const bn_stats st = stats_of(s);
-    bn_forward(rows, c, s->x[0], NULL, s->w[0]->x, s->w[1]->x, s->node->attr.eps, s->res, s->act, &st, s->y, s->mem[SCRATCH].p);
+    const row_sums *known = s->giver && s->giver->sums.parts ? &s->giver->sums : NULL;
+    bn_forward(rows, c, s->x[0], known, s->w[0]->x, s->w[1]->x, s->node->attr.eps, s->res, s->act, &st, s->y, s->mem[SCRATCH].p);
     follow(s, &st, r->momentum >= 0 ? r->momentum : (double)s->node->attr.momentum);
 }
 

@@ -7,7 +7,7 @@
 
 #include "nn/op.h"
 
-enum { PACKED, PACKED_BACK, SCRATCH, SCRATCH_BACK, BIAS, FOLDED };
+enum { PACKED, PACKED_BACK, SCRATCH, SCRATCH_BACK, BIAS, FOLDED, SUMS };
 
 conv_shape nn_conv_window(const nn_node *n, const nn_node *in, int batch)
 {
@@ -53,6 +53,8 @@ bool nn_conv_prepare(nn_step *s, err *e)
         nn_ask(s, BIAS, NN_ALWAYS, (size_t)shape.o * f);
         nn_ask(s, FOLDED, NN_AT_REFRESH, s->norm >= 0 ? (size_t)nn_param_count(s->w[0]) * f : 0);
     }
+    if (s->reader >= 0)
+        nn_ask(s, SUMS, NN_UNTIL_READER, (size_t)(conv_parts(s->conv) * ROW_PART(shape.o)) * sizeof(double));
     if (s->active) {
         if (passes & CONV_DATA_GRAD)
             nn_ask(s, PACKED_BACK, NN_AT_BACKWARD, conv_packed_floats(s->conv, CONV_DATA_GRAD) * f);
@@ -99,6 +101,8 @@ void nn_conv_forward(nn_step *s, const nn_run *r)
     else {
         conv_pack(s->conv, CONV_FORWARD, s->w[0]->x, s->mem[PACKED].p);
         ep.bias = s->w[1] ? s->w[1]->x : NULL;
+        ep.part = s->mem[SUMS].p;
+        s->sums = (row_sums){ ep.part, ep.part ? conv_parts(s->conv) : 0 };
     }
     conv_forward(s->conv, s->x[0], s->mem[PACKED].p, &ep, s->y, s->mem[SCRATCH].p);
 }
@@ -120,7 +124,7 @@ void nn_conv_backward(nn_step *s, const nn_run *r)
 
 const nn_op nn_op_conv2d = {
     .name = "conv2d", .onnx = "Conv",
-    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM,
+    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM | NN_GIVES_SUMS,
     .attrs = NN_HAS(out) | NN_HAS(k) | NN_HAS(stride) | NN_HAS(pad) | NN_HAS(dilation)
            | NN_HAS(groups) | NN_HAS(bias) | NN_HAS(fixed),
     .in_min = 1, .in_max = 1,
