@@ -146,6 +146,7 @@ void core_describe(buf *out);
 /* One pinned pool. fn(ctx, i, worker) is called once for each 0 <= i < n, in any order on any
  * worker; worker < par_threads() picks per-worker scratch. Work is cut by shape, never by the
  * number of threads, and every item writes its own outputs: so bits do not depend on the pool.
+ * Neighbouring items mostly share a worker, the same in every call: cut and number work alike.
  * Nested calls run serially on the calling worker. Small n*cost: call it anyway, a fork-join
  * costs well under a microsecond while the workers spin. */
 typedef void par_fn(void *ctx, int64_t i, int worker);

@@ -1,10 +1,15 @@
 /* The thread pool.
  *
- * A job is published as one 64-bit word: its number in the high 40 bits, the items nobody has
- * claimed yet in the low 24. Claiming one is a compare-and-swap that decrements the word, and a job
- * ends when its claimed items are done; so a worker that comes late, or not at all, holds nobody
- * up, and what the job is may be read without locks by whoever holds a claim. Job numbers do not
- * come round within days, hence a stale word cannot match.
+ * The items of a job are dealt out in as many neighbouring shares as there are threads, and a worker
+ * takes its own before it helps others with theirs. Cores exchange memory far more slowly than they
+ * read their own caches; jobs that go through the same images one after the other, in the same
+ * order, find most of what they read on the core that wrote it.
+ *
+ * A share is one 64-bit word: the job's number in the high 40 bits, the items nobody has claimed yet
+ * in the low 24. Claiming one is a compare-and-swap that decrements the word, and a job ends when
+ * its claimed items are done; so a worker that comes late, or not at all, holds nobody up, and what
+ * the job is may be read without locks by whoever holds a claim. Job numbers do not come round
+ * within days, hence a stale word cannot match.
  *
  * Idle workers spin for a while (a wake-up from sleep costs more than most jobs), then sleep. The
  * while adapts: doubled when spinning found work, halved when it did not, and given up at once when
@@ -27,13 +32,19 @@ enum {
     PREEMPTED_NS = 100000,                    /* such a gap between two looks at the clock */
 };
 
+typedef struct {
+    _Alignas(64) _Atomic uint64_t word;       /* job number and unclaimed items */
+    int64_t end;                              /* the last item and one, counted from base */
+} share;
+
 static struct {
-    _Alignas(64) _Atomic uint64_t word;       /* job number and unclaimed items: what workers poll */
+    _Alignas(64) _Atomic uint64_t job;        /* its number: what workers poll */
     atomic_bool stop;
     atomic_int sleepers;
     par_fn *fn;                               /* the job; stable while any claim is held */
     void *ctx;
     int64_t base, n;                          /* items base … base+n-1 */
+    share *share;                             /* [threads] */
     _Alignas(64) _Atomic int64_t done;        /* items finished */
     atomic_bool owner_sleeps;
     _Alignas(64) pthread_mutex_t lock;
@@ -47,6 +58,7 @@ static struct {
 static struct { bool on; cpu_set_t before; } pinned;   /* before: where the process may run */
 static _Thread_local bool is_owner;
 static _Thread_local int inside = -1;         /* worker number while inside a job */
+static _Thread_local uint64_t seen;           /* the last job this worker has looked at */
 
 static void relax(void) {
 #if defined(__x86_64__)
@@ -56,21 +68,29 @@ static void relax(void) {
 #endif
 }
 
-/* Claim and run items until there are none. All of them belong to one job, because a job cannot end
- * before its claims are counted as done, which happens here last. */
-static void take_items(int worker) {
-    int64_t mine = 0, n = 0;
-    uint64_t word = atomic_load_explicit(&pool.word, memory_order_relaxed);
-    inside = worker;
+/* Claim and run items of one share until there are none; how many. */
+static int64_t take_share(share *s, int worker, int64_t *n) {
+    int64_t mine = 0;
+    uint64_t word = atomic_load_explicit(&s->word, memory_order_relaxed);
     while (word & ITEM_MASK) {
-        if (!atomic_compare_exchange_weak_explicit(&pool.word, &word, word - 1,
+        if (!atomic_compare_exchange_weak_explicit(&s->word, &word, word - 1,
                                                    memory_order_acquire, memory_order_relaxed))
             continue;
-        n = pool.n;
-        pool.fn(pool.ctx, pool.base + n - (int64_t)(word & ITEM_MASK), worker);
+        *n = pool.n;
+        pool.fn(pool.ctx, pool.base + s->end - (int64_t)(word & ITEM_MASK), worker);
         mine++;
-        word = atomic_load_explicit(&pool.word, memory_order_relaxed);
+        word = atomic_load_explicit(&s->word, memory_order_relaxed);
     }
+    return mine;
+}
+
+/* The own share, then the others'. All items belong to one job, because a job cannot end before its
+ * claims are counted as done, which happens here last. */
+static void take_items(int worker) {
+    int64_t mine = 0, n = 0;
+    inside = worker;
+    for (int k = 0; k < pool.threads; k++)
+        mine += take_share(&pool.share[(worker + k) % pool.threads], worker, &n);
     inside = -1;
     if (mine && atomic_fetch_add(&pool.done, mine) + mine == n && atomic_load(&pool.owner_sleeps)) {
         pthread_mutex_lock(&pool.lock);
@@ -80,7 +100,7 @@ static void take_items(int worker) {
 }
 
 static bool work_waits(void) {
-    return atomic_load(&pool.word) & ITEM_MASK || atomic_load(&pool.stop);
+    return atomic_load(&pool.job) != seen || atomic_load(&pool.stop);
 }
 
 static bool job_is_done(void) { return atomic_load(&pool.done) == pool.n; }
@@ -117,6 +137,8 @@ static void *work(void *arg) {
             budget = budget / 2 > SPIN_MIN_NS || !most ? budget / 2 : SPIN_MIN_NS;
             sleep_until_work();
         }
+        if (seen == atomic_load(&pool.job)) continue;
+        seen = atomic_load(&pool.job);
         take_items(worker);
     }
     return NULL;
@@ -146,8 +168,13 @@ static void run_job(int64_t base, int64_t n, par_fn *fn, void *ctx) {
     pool.base = base;
     pool.n = n;
     atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
-    uint64_t job = (atomic_load_explicit(&pool.word, memory_order_relaxed) >> ITEM_BITS) + 1;
-    atomic_store(&pool.word, job << ITEM_BITS | (uint64_t)n);
+    uint64_t job = atomic_load_explicit(&pool.job, memory_order_relaxed) + 1;
+    for (int k = 0; k < pool.threads; k++) {
+        int64_t first = n * k / pool.threads, end = n * (k + 1) / pool.threads;
+        pool.share[k].end = end;
+        atomic_store_explicit(&pool.share[k].word, job << ITEM_BITS | (uint64_t)(end - first), memory_order_release);
+    }
+    atomic_store(&pool.job, job);
     wake(n - 1);
     take_items(0);
     if (!job_is_done()) wait_for_claims();
@@ -194,11 +221,24 @@ void par_leave_core(void) {
     if (pinned.on) pthread_setaffinity_np(pthread_self(), sizeof pinned.before, &pinned.before);
 }
 
+static void free_pool(void) {
+    mem_free(pool.thread);
+    mem_free(pool.share);
+    pool.thread = NULL;
+    pool.share = NULL;
+    pool.threads = 0;
+}
+
 bool par_start(int threads, err *e) {
     pool.thread = mem_new((size_t)threads, sizeof *pool.thread, e);
-    if (!pool.thread) return false;
+    pool.share = mem_new((size_t)threads, sizeof *pool.share, e);
+    if (!pool.thread || !pool.share) {
+        free_pool();
+        return false;
+    }
     pool.room = threads <= core_cpus();
     atomic_store(&pool.stop, false);
+    atomic_store(&pool.job, 0);
     is_owner = true;
     for (pool.threads = 1; pool.threads < threads; pool.threads++) {
         int cause = pthread_create(&pool.thread[pool.threads], NULL, work,
@@ -219,9 +259,7 @@ void par_stop(void) {
     pthread_cond_broadcast(&pool.work);
     pthread_mutex_unlock(&pool.lock);
     for (int i = 1; i < pool.threads; i++) pthread_join(pool.thread[i], NULL);
-    mem_free(pool.thread);
-    pool.thread = NULL;
-    pool.threads = 0;
+    free_pool();
     is_owner = false;
     par_leave_core();
     pinned.on = false;

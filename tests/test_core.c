@@ -527,6 +527,28 @@ static void the_owner_waits_for_slow_workers(void) {
     core_stop();
 }
 
+typedef struct { atomic_int begun, strayed; int n; } gathering;
+
+static void wait_for_all(void *ctx, int64_t i, int worker) {
+    gathering *g = ctx;
+    if (worker != (int)i) atomic_fetch_add(&g->strayed, 1);
+    atomic_fetch_add(&g->begun, 1);
+    while (atomic_load(&g->begun) % g->n) usleep(10);
+}
+
+/* Where each worker can do but one item, it is that of its own share. */
+static void a_worker_takes_its_own_share_first(void) {
+    for (int threads = 2; threads <= 5; threads += 3) {
+        start(threads);
+        for (int round = 0; round < 20; round++) {
+            gathering g = { .n = threads };
+            par_for(threads, wait_for_all, &g);
+            CHECK(atomic_load(&g.begun) == threads && !atomic_load(&g.strayed));
+        }
+        core_stop();
+    }
+}
+
 /* ---- the machine ----------------------------------------------------------------------------- */
 
 static void what_does_not_exist_is_refused_by_name(void) {
@@ -682,6 +704,7 @@ int main(void) {
     RUN(a_nested_call_stays_on_its_worker);
     RUN(a_thread_outside_the_pool_may_call_at_any_time);
     RUN(the_owner_waits_for_slow_workers);
+    RUN(a_worker_takes_its_own_share_first);
     RUN(what_does_not_exist_is_refused_by_name);
     RUN(the_description_is_a_json_object);
     RUN(clocks_go_forward);
