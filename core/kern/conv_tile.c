@@ -209,14 +209,15 @@ static void run_task(const tile_job *j, int64_t i, int worker)
 {
     const tile_plan *p = j->p;
     const gather *g = &p->g;
-    int64_t units = tile_units(p), stretches = tile_parts(p);
-    int64_t u0 = i % stretches * p->units_per_task, u1 = kern_min(units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
-    int first = (int)(i / stretches) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
+    int64_t units = tile_units(p), stretches = tile_parts(p), slices = kern_div_up(p->panels, p->panels_per_task);
+    int64_t slice = p->by_panel ? i / stretches : i % slices, stretch = p->by_panel ? i % stretches : i / slices;
+    int64_t u0 = stretch * p->units_per_task, u1 = kern_min(units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
+    int first = (int)slice * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *own = j->scratch + (size_t)worker * j->own;
     int channels = g->o * g->groups, c0 = first_channel(p, first);
     row_part part = { 0 };
     if (j->ep->part)
-        part = row_part_open(j->ep->part + i % stretches * ROW_PART(channels), channels, c0, first_channel(p, end) - c0, channels);
+        part = row_part_open(j->ep->part + stretch * ROW_PART(channels), channels, c0, first_channel(p, end) - c0, channels);
     for (int64_t k = u0; k < u1; k++) {
         unit u = tile_unit_at(p, k);
         const float *x = j->x + (((int64_t)u.n0 * g->ih + u.r0 * g->sh) * g->iw + u.q0 * g->sw) * ic;

@@ -37,6 +37,7 @@ struct tile_plan {
     int imgs, rows, cols;        /* of a unit, at most */
     int units_n, units_h, units_w;
     int units_per_task, panels, panels_per_task;         /* panels of all groups */
+    bool by_panel;               /* tasks go through all units of some panels before the next panels */
     bool copy;
     classes down, across;
     bool merge;                  /* neighbouring taps of a row are one stretch */

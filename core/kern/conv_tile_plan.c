@@ -75,6 +75,7 @@ static void cut_units(tile_plan *p)
     int64_t tasks = kern_min(tasks_wanted(g), far ? kern_max(LONG_TASKS, all) : PIECES), panels = kern_min(tasks, all);
     int64_t most = kern_min(UNIT_MOST, UNIT_FLOATS / ((int64_t)g->c * g->groups * g->sh * g->sw));
     int64_t want = kern_max(UNIT_PIXELS, kern_min(map * g->n * panels / tasks, most));
+    if (want >= map * g->n && panels > 1 && panels % 2) want = kern_div_up(map * g->n, 2);
     p->imgs = even(g->n, (int)kern_max(1, want / map));
     p->rows = map <= want ? g->qh : even(g->qh, (int)(want / g->qw));
     p->cols = g->qh > 1 || p->copy ? g->qw : even(g->qw, (int)want);
@@ -91,12 +92,17 @@ static void cut_units(tile_plan *p)
     p->units_w = (int)kern_div_up(g->qw, p->cols);
 }
 
+/* Neighbouring tasks run on one core. The layers before and after are cut along the pixels, so that
+ * is where a core finds what it wrote itself; but many weights are better read by one core only. */
+enum { FEW_WEIGHTS = 1 << 17 };
+
 static void cut_tasks(tile_plan *p)
 {
     int64_t units = tile_units(p), tasks = tasks_wanted(&p->g);
     p->units_per_task = (int)kern_max(1, units / PIECES);
     p->panels = p->g.groups * panel_count(p->g.o);
     p->panels_per_task = even(p->panels, (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, units)))));
+    p->by_panel = tile_packed_floats(p) > FEW_WEIGHTS;
 }
 
 int64_t tile_units(const tile_plan *p) { return (int64_t)p->units_n * p->units_h * p->units_w; }
