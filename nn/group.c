@@ -17,6 +17,7 @@
 enum { SIZES = 33 };             /* powers of two below the batch, and the batch */
 enum { WEIGHT_READS = 2 };       /* what reading a weight costs beside reading a value: measured */
 enum { MACS_PER_BYTE = 50 };     /* so much arithmetic hides the fetching of a byte */
+enum { CACHE_PER_L2 = 4 };       /* what a core has near, the third level counted, in sizes of its second: measured */
 enum { SMALL_CACHE = 8192 };     /* bytes, of NN_PLAN_SMALL_GROUPS: many stages for small networks */
 
 typedef struct {
@@ -137,7 +138,7 @@ bool nn_plan_cut(nn_plan *p, unsigned options, err *e)
         return true;
     const size_t n = (size_t)p->n_step + 1, nodes = (size_t)p->g->n_node;
     choice c = { .p = p, .cache = options & NN_PLAN_SMALL_GROUPS ? (double)SMALL_CACHE
-                                  : (double)core_l2_bytes() * par_threads() };
+                                  : (double)core_l2_bytes() * CACHE_PER_L2 * par_threads() };
     c.alive = mem_new(2 * n, sizeof *c.alive, e);
     int *ints = mem_new(n + nodes, sizeof *ints, e);
     unsigned char(*from)[SIZES] = mem_new(n, sizeof *from, e);
