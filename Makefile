@@ -1,8 +1,9 @@
-# layermerge: build, test, measure. Knobs: CC= BLAS=openblas|none B=build/dir PREFIX= DESTDIR= V=1
+# layermerge: build, test, measure. Knobs: CC= BLAS=openblas|none JPEG=stb|turbo B=build/dir PREFIX= DESTDIR= V=1
 CC     ?= cc
 CFLAGS ?= -O3 -g
 PREFIX ?= /usr/local
 BLAS   ?= openblas
+JPEG   ?= stb
 B      ?= build/release
 
 # Floats mean what the source says: no fast-math, no contraction behind our back. Position-independent,
@@ -16,9 +17,15 @@ LIBS  = -lz -lm
 else
 LIBS  = -lopenblas -lz -lm
 endif
+ifeq ($(JPEG),turbo)
+FLAGS += -DJPEG_TURBO
+LIBS  += -ljpeg
+else
+EXTRA  = data/turbo.c
+endif
 
 CMD   := $(wildcard */cmd_*.c)
-SRC   := lm.c $(filter-out $(CMD),$(wildcard core/*.c core/kern/*.c nn/*.c nn/ops/*.c nn/models/*.c \
+SRC   := lm.c $(filter-out $(CMD) $(EXTRA),$(wildcard core/*.c core/kern/*.c nn/*.c nn/ops/*.c nn/models/*.c \
                                         data/*.c train/*.c search/*.c))
 TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 BENCH := $(patsubst %.c,$(B)/%,$(wildcard bench/bench_*.c))
@@ -75,7 +82,7 @@ note    = $(if $(filter-out $(file <$(1)),$(2))$(filter-out $(2),$(file <$(1))),
 $(call note,$(B)/flags,$(WITH))
 $(call note,$(B)/commit,$(COMMIT))
 $(B)/core/core.o: $(B)/commit
-$(B)/core/core.o: ABOUT = -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_FLAGS='"$(subst ",,$(subst ',,$(WITH)))"'
+$(B)/core/core.o: ABOUT = -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_JPEG='"$(JPEG)"' -DBUILD_FLAGS='"$(subst ",,$(subst ',,$(WITH)))"'
 
 test: $(B)/layermerge $(SHARED) $(STATIC) $(TESTS)
 	@LAYERMERGE=$(B)/layermerge tests/run.sh tests/layers.sh $(TESTS) $(wildcard tests/test_*.sh)
@@ -111,9 +118,10 @@ PC = 'prefix=$${pcfiledir}/../..' 'Name: layermerge' 'Description: run networks 
 # What does not compile or link, installed when we may and named when we may not. (A header alone
 # proves nothing: every BLAS has a cblas.h.)
 deps:
-	@want() { printf '#include <stddef.h>\n#include <%s>\nint main(void) { return 0; }\n' "$$1" | \
+	@want() { printf '#include <stdio.h>\n#include <%s>\nint main(void) { return 0; }\n' "$$1" | \
 	    $(CC) -x c - $$2 -o /dev/null >/dev/null 2>&1 || missing="$$missing $$3"; }; \
 	[ $(BLAS) = none ] || want cblas.h -lopenblas libopenblas-dev; \
+	[ $(JPEG) = stb ] || want jpeglib.h -ljpeg libjpeg-dev; \
 	want zlib.h -lz zlib1g-dev; want stb/stb_image.h '' libstb-dev; \
 	[ -n "$$missing" ] || exit 0; \
 	if command -v apt-get >/dev/null; then \

@@ -11,6 +11,9 @@
 #ifndef BUILD_FLAGS
 #define BUILD_FLAGS "unknown"
 #endif
+#ifndef BUILD_JPEG
+#define BUILD_JPEG "unknown"
+#endif
 #ifndef BUILD_COMMIT
 #define BUILD_COMMIT "unknown"
 #endif
@@ -76,6 +79,7 @@ void core_describe(buf *out) {
     json_text(&w, "conv", conv_road());
     json_bool(&w, "exact", conv_exact());
     json_text(&w, "blas", gemm_name());
+    json_text(&w, "jpeg", BUILD_JPEG);
     json_int(&w, "threads", par_threads());
     json_end(&w, '}');
 }

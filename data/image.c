@@ -1,5 +1,6 @@
 /* Files of pixels: JPEG and PNG in, PNG out. The only file that includes the stb decoder, which is
- * compiled for these two formats, without stdio, and with a ceiling on what it may allocate. */
+ * compiled for these two formats, without stdio, and with a ceiling on what it may allocate. With
+ * JPEG=turbo it decodes PNG only. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,9 @@ static void *limited_realloc(void *p, size_t n) { return n <= alloc_limit ? real
 
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
+#ifndef JPEG_TURBO
 #define STBI_ONLY_JPEG
+#endif
 #define STBI_ONLY_PNG
 #define STBI_NO_STDIO
 #define STBI_NO_LINEAR
@@ -51,7 +54,7 @@ void image_free(data_image *im) {
     *im = (data_image){ 0 };
 }
 
-static bool image_new(data_image *im, int h, int w, int c, err *e) {
+bool image_new(data_image *im, int h, int w, int c, err *e) {
     *im = (data_image){ h, w, c, mem_new((size_t)h * (size_t)w, (size_t)c, e) };
     return im->x != NULL;
 }
@@ -92,19 +95,11 @@ static bool orient(data_image *im, int o, err *e) {
     return true;
 }
 
-bool image_decode(const void *bytes, size_t size, const char *name, int want_c, data_image *out,
-                  err *e) {
-    const uint8_t *p = bytes;
-    *out = (data_image){ 0 };
-    if (size > (size_t)1 << 30) return err_set(e, ERR_DATA, "%s: more than 2^30 bytes", name);
-    jpeg_info info = { .orientation = 1 };
-    bool jpeg = size >= 2 && p[0] == 0xFF && p[1] == 0xD8;
-    if (jpeg ? !jpeg_walk(p, size, name, &info, e) : !png_walk(p, size, name, &info.w, &info.h, e))
-        return false;
-
+static bool decode_stb(const uint8_t *p, size_t size, const char *name, const jpeg_info *info, bool jpeg,
+                       int want_c, data_image *out, err *e) {
     /* JPEG planes are padded to blocks and kept as shorts when progressive; PNG rows have up to
      * 16 bits × 4 channels, and the unpacked stream at most doubles on its way up. */
-    size_t wide = (size_t)info.w + 64, high = (size_t)info.h + 64;
+    size_t wide = (size_t)info->w + 64, high = (size_t)info->h + 64;
     alloc_limit = 2 * (8 * wide + 64) * high + 2 * size + 65536;
     int w, h, c;
     stbi_uc *x = stbi_load_from_memory(p, (int)size, &w, &h, &c, 0);
@@ -114,11 +109,39 @@ bool image_decode(const void *bytes, size_t size, const char *name, int want_c, 
     }
     int have = jpeg || c > 2 ? (c == 1 ? 1 : 3) : 1;
     bool ok = image_new(out, h, w, want_c ? want_c : have, e);
-    if (ok) {
-        convert_channels(x, c, out->x, out->c, (size_t)h * (size_t)w);
-        ok = orient(out, info.orientation, e);
-    }
+    if (ok) convert_channels(x, c, out->x, out->c, (size_t)h * (size_t)w);
     stbi_image_free(x);
+    return ok;
+}
+
+#ifdef JPEG_TURBO
+static bool decode_turbo(const uint8_t *p, size_t size, const char *name, int want_c, data_image *out,
+                         err *e) {
+    if (!jpeg_turbo(p, size, name, out, e)) return false;
+    if (!want_c || want_c == out->c) return true;
+    data_image im = *out;
+    bool ok = image_convert(&im, want_c, out, e);
+    image_free(&im);
+    return ok;
+}
+#endif
+
+bool image_decode(const void *bytes, size_t size, const char *name, int want_c, data_image *out,
+                  err *e) {
+    const uint8_t *p = bytes;
+    *out = (data_image){ 0 };
+    if (size > (size_t)1 << 30) return err_set(e, ERR_DATA, "%s: more than 2^30 bytes", name);
+    jpeg_info info = { .orientation = 1 };
+    bool jpeg = size >= 2 && p[0] == 0xFF && p[1] == 0xD8;
+    if (jpeg ? !jpeg_walk(p, size, name, &info, e) : !png_walk(p, size, name, &info.w, &info.h, e))
+        return false;
+#ifdef JPEG_TURBO
+    bool ok = jpeg ? decode_turbo(p, size, name, want_c, out, e)
+                   : decode_stb(p, size, name, &info, false, want_c, out, e);
+#else
+    bool ok = decode_stb(p, size, name, &info, jpeg, want_c, out, e);
+#endif
+    ok = ok && orient(out, info.orientation, e);
     if (!ok) image_free(out);
     return ok;
 }

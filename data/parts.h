@@ -26,11 +26,14 @@ typedef struct {
 /* CUT: the data end before the last unit. UNKNOWN: they are damaged in another way. */
 typedef enum { SCAN_WHOLE, SCAN_CUT, SCAN_UNKNOWN } jpeg_scan_state;
 jpeg_scan_state jpeg_scan_check(const jpeg_scan *s, const uint8_t *p, const uint8_t *end);
+/* A walked JPEG by the library of JPEG=turbo, with one channel or three. */
+bool jpeg_turbo(const uint8_t *p, size_t size, const char *name, data_image *out, err *e);
 bool png_walk(const uint8_t *p, size_t size, const char *name, int *w, int *h, err *e);
 
 /* Shorter side to `to`, as torchvision: the longer one is cut to a whole number. */
 bool image_resize_shorter(const data_image *im, int to, data_image *out, err *e);
 bool image_convert(const data_image *src, int c, data_image *out, err *e);   /* grey ↔ colour */
+bool image_new(data_image *im, int h, int w, int c, err *e);
 
 /* ---- sets ------------------------------------------------------------------------------------ */
 

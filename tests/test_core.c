@@ -580,7 +580,7 @@ static void the_description_is_a_json_object(void) {
     err e = {0};
     json *j = json_parse(b.data, b.len, &e);
     CHECK_OK(j, e);
-    const char *key[] = { "compiler", "flags", "commit", "cpu", "isa", "blas" };
+    const char *key[] = { "compiler", "flags", "commit", "cpu", "isa", "blas", "jpeg" };
     for (int i = 0; j && i < 6; i++) {
         const char *text = NULL;
         CHECK_OK(json_get_text(j, key[i], &text, &e), e);

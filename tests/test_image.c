@@ -93,6 +93,25 @@ static const uint8_t jpeg_cmyk[] = {
     233, 152, 53, 109, 73, 187, 126, 246, 96, 101, 217, 88, 164, 202, 221, 55, 149, 136, 92, 220,
     65, 255, 217,
 };
+static const uint8_t jpeg_411[] = {
+    255, 216, 255, 224, 0, 16, 74, 70, 73, 70, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0, 255, 219, 0, 67,
+    0, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 2, 2, 2, 2, 2, 4, 3, 2, 2, 2, 2, 5, 4, 4, 3, 4, 6, 5, 6,
+    6, 6, 5, 6, 6, 6, 7, 9, 8, 6, 7, 9, 7, 6, 6, 8, 11, 8, 9, 10, 10, 10, 10, 10, 6, 8, 11,
+    12, 11, 10, 12, 9, 10, 10, 10, 255, 219, 0, 67, 1, 2, 2, 2, 2, 2, 2, 5, 3, 3, 5, 10, 7, 6,
+    7, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10,
+    10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10,
+    10, 10, 10, 10, 10, 10, 255, 192, 0, 17, 8, 0, 12, 0, 20, 3, 1, 65, 0, 2, 17, 1, 3, 17, 1,
+    255, 196, 0, 22, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 8, 255, 196, 0,
+    34, 16, 0, 0, 3, 8, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 6, 2, 5, 7, 8, 37, 161, 162,
+    209, 17, 20, 50, 21, 255, 196, 0, 22, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    8, 7, 9, 255, 196, 0, 33, 17, 0, 0, 4, 7, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 7, 65,
+    2, 5, 8, 22, 34, 35, 38, 6, 49, 240, 255, 218, 0, 12, 3, 1, 0, 2, 17, 3, 17, 0, 63, 0,
+    202, 136, 169, 62, 241, 75, 192, 46, 162, 164, 251, 197, 47, 0, 156, 233, 147, 226, 233,
+    51, 75, 192, 66, 132, 189, 173, 93, 65, 236, 115, 112, 154, 166, 21, 23, 139, 44, 218, 16,
+    230, 138, 134, 73, 14, 88, 167, 92, 180, 23, 81, 112, 201, 32, 70, 193, 124, 235, 150,
+    130, 123, 166, 24, 164, 58, 44, 211, 174, 90, 16, 204, 69, 239, 202, 231, 87, 65, 236,
+    115, 251, 216, 25, 211, 20, 238, 99, 101, 150, 77, 8, 255, 217,
+};
 static const uint8_t png_rgba[] = {
     137, 80, 78, 71, 13, 10, 26, 10, 0, 0, 0, 13, 73, 72, 68, 82, 0, 0, 0, 4, 0, 0, 0, 3, 8, 6, 0,
     0, 0, 180, 244, 174, 198, 0, 0, 0, 30, 73, 68, 65, 84, 120, 218, 99, 228, 226, 250, 239, 203,
@@ -239,6 +258,7 @@ static void jpegs_of_every_usual_kind_decode(void) {
     check_ramp(jpeg_colour, sizeof jpeg_colour, 6);
     check_ramp(jpeg_progressive, sizeof jpeg_progressive, 6);
     check_ramp(jpeg_420, sizeof jpeg_420, 32);
+    check_ramp(jpeg_411, sizeof jpeg_411, 32);
 }
 
 static void a_grey_jpeg_stays_grey_unless_colour_is_wanted(void) {
@@ -292,9 +312,9 @@ static void a_jpeg_without_its_end_is_refused(void) {
 /* An end of image in the middle of the scan: the decoder alone would paint the rest grey. */
 static void a_jpeg_whose_scan_ends_early_is_refused(void) {
     static const struct { const uint8_t *p; size_t size; } whole[] = {
-        { jpeg_colour, sizeof jpeg_colour }, { jpeg_420, sizeof jpeg_420 },
+        { jpeg_colour, sizeof jpeg_colour }, { jpeg_420, sizeof jpeg_420 }, { jpeg_411, sizeof jpeg_411 },
     };
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         uint8_t p[1024];
         memcpy(p, whole[i].p, whole[i].size);
         size_t scan = find_segment(p, whole[i].size, 0xDA) + 10;
@@ -483,7 +503,7 @@ static void damaged_little_files_never_crash(void) {
     const struct { const uint8_t *p; size_t n; } file[] = {
         { jpeg_colour, sizeof jpeg_colour }, { jpeg_420, sizeof jpeg_420 },
         { jpeg_progressive, sizeof jpeg_progressive }, { jpeg_grey, sizeof jpeg_grey },
-        { jpeg_cmyk, sizeof jpeg_cmyk }, { png_rgba, sizeof png_rgba },
+        { jpeg_cmyk, sizeof jpeg_cmyk }, { jpeg_411, sizeof jpeg_411 }, { png_rgba, sizeof png_rgba },
     };
     for (size_t i = 0; i < sizeof file / sizeof *file; i++) {
         for (size_t n = 0; n < file[i].n; n++) try_bytes(file[i].p, n);
