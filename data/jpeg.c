@@ -151,6 +151,7 @@ static bool scan_header(walk *k, const uint8_t *p, size_t n, size_t at, err *e) 
     /* A progressive scan uses DC tables for coefficient 0 (none to refine it), AC tables after. */
     bool needs_dc = !k->progressive || (tail[0] == 0 && tail[2] >> 4 == 0);
     bool needs_ac = !k->progressive || tail[1] > 0;
+    if (!k->progressive && (tail[0] || tail[2])) return bad(k, at, "scan header is malformed", e);
     if (k->progressive && tail[0] == 0 && tail[1] != 0)
         return bad(k, at, "scan mixes DC and AC", e);
     if (k->progressive && tail[0] != 0 && p[0] != 1)

@@ -353,6 +353,10 @@ static void a_jpeg_that_lacks_its_tables_or_components_is_refused(void) {
     p[at - 3] = 0xFE;
     CHECK(refused(p, sizeof p, "lacks its quantisation table"));
     memcpy(p, jpeg_colour, sizeof p);
+    at = find_segment(p, sizeof p, 0xDA);
+    p[at + 7] = 1;                                       /* a sequential scan has all coefficients */
+    CHECK(refused(p, sizeof p, "scan header is malformed"));
+    memcpy(p, jpeg_colour, sizeof p);
     at = find_segment(p, sizeof p, 0xC0);
     p[at - 3] = 0xC9;
     CHECK(refused(p, sizeof p, "arithmetic"));
