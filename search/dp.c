@@ -303,10 +303,14 @@ bool search_solve_reference(const search_table *t, double budget_ms, double prec
                             search_solution *out, err *e)
 {
     if (!table_usable(t, e)) return false;
-    if (!(budget_ms >= 0 && prec > 0 && budget_ms * prec < 1e8))
+    *out = (search_solution){ .method = "layermerge", .budget_ns = (int64_t)(budget_ms * 1e6), .least_ns = -1 };
+    if (budget_ms < 0) return true;                      /* what is fixed costs more already */
+    double all_ms = 1 / prec;                            /* every path fits into this: more ticks change nothing */
+    for (int r = 0; r < t->n; r++) all_ms += t->row[r].time_ms;
+    if (budget_ms > all_ms) budget_ms = all_ms;
+    if (!(prec > 0 && budget_ms * prec < 1e8))
         return err_set(e, ERR_USAGE, "budget %g ms at %g ticks per ms is out of range", budget_ms, prec);
     int64_t Q = (int64_t)(budget_ms * prec), width = Q + 1;
-    *out = (search_solution){ .method = "layermerge", .budget_ns = (int64_t)(budget_ms * 1e6), .least_ns = -1 };
     cell *d = mem_new((size_t)(t->L + 1) * (size_t)width, sizeof *d, e);
     int *rows = mem_new((size_t)t->L, sizeof *rows, e);
     bool ok = d && rows;

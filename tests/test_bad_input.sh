@@ -177,6 +177,9 @@ check "a speed-up is a budget" prints '"budget_ms":1.33'
 refuses 1 'least feasible latency is 1.25' solve $both --budget 0.5 --json --out infeasible.json
 check "infeasible is an answer" prints '"budget_ms":0.5,"feasible":false,"least_ms":1.25'
 check "also in the file" grep -q '"feasible":false' infeasible.json
+refuses 1 'least feasible latency is 6.25' solve $both --budget 2 --fixed 5 --compat reference --json
+works solve $both --budget 1e6 --prec 1e6 --compat reference --json
+check "a budget beyond every path costs no memory" prints '"budget_ms":1000000,"feasible":true,"time_ms":2,'
 for budget in x nan 1, 1ms -1 1e400 0x1; do solve 64 'not a number of milliseconds' $both --budget $budget; done
 for speedup in x nan 0 -1 1e-300; do solve 64 speedup $both --speedup $speedup; done
 solve 64 'either --budget' $both
