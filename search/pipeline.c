@@ -411,6 +411,14 @@ static void state_free(run_state *s)
     data_free(s->train);
 }
 
+static bool log_outcome(const search_job *job, const search_outcome *o, err *e)
+{
+    char text[160];
+    snprintf(text, sizeof text, "finished: measured speed-up %.2f, predicted %.2f, budget %.6g ms", o->speedup,
+             o->predicted_speedup, o->budget_ms);
+    return run_dir_log(job->run_dir, text, e);
+}
+
 bool search_compress(const search_job *job, search_outcome *out, err *e)
 {
     run_state s = { .job = job };
@@ -418,15 +426,16 @@ bool search_compress(const search_job *job, search_outcome *out, err *e)
     bool ok = open_inputs(&s, e);
     for (size_t k = 0; ok && k < sizeof stages / sizeof *stages; k++) {
         s.stage = stages[k].name;
-        ok = stages[k].run(&s, e);
+        ok = run_dir_log(job->run_dir, s.stage, e) && stages[k].run(&s, e);
         if (ok && stop_requested()) ok = err_set(e, ERR_STOPPED, "stopped after \"%s\": run the same command again", s.stage);
     }
     if (ok) {
         fill_outcome(&s, out);
-        ok = write_report(&s, out, e);
+        ok = write_report(&s, out, e) && log_outcome(job, out, e);
         warn_bad(job, s.train);
         warn_bad(job, s.val);
     }
+    if (!ok) run_dir_log(job->run_dir, e->msg, NULL);
     state_free(&s);
     return ok;
 }

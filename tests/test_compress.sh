@@ -30,7 +30,7 @@ check "merged equals pruned" below "$(number max_rel "$run/verify.json")" 1e-4
 check "no top-1 answer changed" grep -q '"top1_agreement": *1[,}]' "$run/verify.json"
 check "the report names three networks" [ "$(grep -c '"name"' "$run/report.json")" = 3 ]
 for f in base pruned tuned merged; do check "$f.safetensors can be inspected" exits 0 "$lm" inspect "$run/$f.safetensors" --json; done
-for f in config.json env.json chain.txt time.csv normalized_importance.csv solution.json report.svg report.html; do check "$f is there" test -s "$run/$f"; done
+for f in config.json env.json log.txt chain.txt time.csv normalized_importance.csv solution.json report.svg report.html; do check "$f is there" test -s "$run/$f"; done
 
 before=$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)
 check "a finished run answers again" exits 0 compress --json

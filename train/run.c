@@ -95,3 +95,8 @@ bool run_dir_open(const char *dir, const char *config_json, err *e) {
     buf_free(&b);
     return ok;
 }
+
+bool run_dir_log(const char *dir, const char *text, err *e) {
+    char path[4096];
+    return path_join(path, dir, "log.txt", e) && log_line(path, text, e);
+}

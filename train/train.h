@@ -95,5 +95,7 @@ bool train_run(const train_job *job, train_result *out, err *e);
 /* Create dir, write config.json and env.json; an existing config.json with other content is refused
  * with a sentence naming the first key that differs. */
 bool run_dir_open(const char *dir, const char *config_json, err *e);
+/* A dated line at the end of dir/log.txt. */
+bool run_dir_log(const char *dir, const char *text, err *e);
 
 #endif
