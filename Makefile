@@ -1,4 +1,5 @@
-# layermerge: build, test, measure. Knobs: CC= BLAS=openblas|none JPEG=stb|turbo B=build/dir PREFIX= DESTDIR= V=1
+# layermerge: build, test, measure. Knobs: CC= BLAS=openblas|none JPEG=stb|turbo B=build/dir PREFIX= DESTDIR=
+# TEST_ISA=scalar|avx2|avx512 V=1
 CC     ?= cc
 CFLAGS ?= -O3 -g
 PREFIX ?= /usr/local

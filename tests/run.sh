@@ -1,9 +1,24 @@
 #!/bin/sh
 # Run test programs one after the other and add up what they say. A program that crashes, hangs or
-# says nothing counts as one failed test. Last line: N passed, N failed, N skipped.
+# says nothing counts as one failed test. Last line: N passed, N failed, N skipped. TEST_ISA: the
+# instruction set that every program is to use; what tests the choice itself, or links the library
+# that has none (layermerge.h), still makes its own.
 passed=0 failed=0 skipped=0
 out=$(mktemp) || exit 1
 trap 'rm -f "$out"' EXIT
+
+if [ -n "$TEST_ISA" ]; then    # the verbs of $LAYERMERGE get --isa from a script beside it
+    "$LAYERMERGE" inspect resnet20 --isa "$TEST_ISA" > /dev/null || exit 1
+    forced=$LAYERMERGE-$TEST_ISA
+    cat > "$forced" << 'END' && chmod +x "$forced" || exit 1
+#!/bin/sh
+program=${0%-*}
+case $1 in ''|help|version|-*) exec "$program" "$@" ;; esac
+verb=$1; shift
+exec "$program" "$verb" --isa "$TEST_ISA" "$@"
+END
+    export TEST_ISA LAYERMERGE="$forced"
+fi
 
 for t in "$@"; do
     timeout -k 10 "${TEST_SECONDS:-900}" "$t" > "$out" 2>&1 < /dev/null

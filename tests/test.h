@@ -27,9 +27,16 @@ static int test_passed, test_failed, test_skipped, test_bad, test_skip;
     if (test_bad) { test_failed++; printf("FAILED: %s\n", #t); } \
     else if (test_skip) test_skipped++; else test_passed++; \
     fflush(stdout); } while (0)
+/* The instruction set that the whole suite is run with (make test TEST_ISA=), NULL: the best. */
+static inline const char *test_isa(void)
+{
+    const char *isa = getenv("TEST_ISA");
+    return isa && *isa ? isa : NULL;
+}
+
 /* First in the main of a program that computes: threads of the pool, 0: all. Wants core/core.h. */
 #define START(n) do { err e_ = { 0 }; \
-    if (!core_init(&(core_options){ .threads = (n) }, &e_)) { \
+    if (!core_init(&(core_options){ .threads = (n), .isa = test_isa() }, &e_)) { \
         fprintf(stderr, "%s\n", e_.msg); \
         return 1; \
     } } while (0)

@@ -425,7 +425,7 @@ static void visit_item(void *ctx, int64_t i, int worker) {
 static void start(int threads) {
     err e = {0};
     core_stop();
-    CHECK_OK(core_init(&(core_options){ .threads = threads }, &e), e);
+    CHECK_OK(core_init(&(core_options){ .threads = threads, .isa = test_isa() }, &e), e);
 }
 
 static void every_item_is_visited_once_on_any_number_of_threads(void) {

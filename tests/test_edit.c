@@ -502,7 +502,7 @@ static void threads_do_not_change_a_bit(void)
     nn_affine first = affine(70, 64, 1, 3, 3), second = affine(64, 260, 1, 3, 3), one, many;
     CHECK_OK(nn_affine_compose(&many, &first, &second, &e), e);
     core_stop();
-    CHECK_OK(core_init(&(core_options){ .threads = 1 }, &e), e);
+    CHECK_OK(core_init(&(core_options){ .threads = 1, .isa = test_isa() }, &e), e);
     CHECK_OK(nn_affine_compose(&one, &first, &second, &e), e);
     CHECK(!memcmp(one.w, many.w, (size_t)(260 * 70 * 25) * sizeof(double)));
     nn_affine_free(&one);

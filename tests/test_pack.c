@@ -209,8 +209,7 @@ static void photographs_keep_their_pixels_in_a_pack(void) {
 }
 
 int main(void) {
-    err e = { 0 };
-    if (!core_init(&(core_options){ .threads = 2 }, &e)) return 1;
+    START(2);
     RUN(a_pack_holds_what_it_was_made_from);
     RUN(a_loader_makes_the_same_batches_from_a_pack);
     RUN(packed_images_are_resized_as_evaluation_would);

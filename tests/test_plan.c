@@ -13,7 +13,7 @@ static void start(int n)
     if (n != threads)
         core_stop();
     if (n != threads)
-        CHECK_OK(core_init(&(core_options){ .threads = n }, &e), e);
+        CHECK_OK(core_init(&(core_options){ .threads = n, .isa = test_isa() }, &e), e);
     threads = n;
 }
 

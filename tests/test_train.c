@@ -410,10 +410,10 @@ static void one_and_two_threads_train_to_the_same_bits(void) {
     train_result out;
     nn_graph *g = train_with_stops(&s, &r, NULL, 0, &out);
     core_stop();
-    CHECK_OK(core_init(&(core_options){ .threads = 2 }, &e), e);
+    CHECK_OK(core_init(&(core_options){ .threads = 2, .isa = test_isa() }, &e), e);
     nn_graph *h = train_with_stops(&s, &r, NULL, 0, &out);
     core_stop();
-    CHECK_OK(core_init(&(core_options){ .threads = 1 }, &e), e);
+    CHECK_OK(core_init(&(core_options){ .threads = 1, .isa = test_isa() }, &e), e);
     CHECK(g && h && same_weights(g, h));
     nn_graph_free(g);
     nn_graph_free(h);
