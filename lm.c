@@ -30,18 +30,6 @@ static int answer(bool ok) { return ok ? 0 : (int)last.code; }
 
 /* ---- loading --------------------------------------------------------------------------------- */
 
-static const nn_node *only_input(const nn_graph *g)
-{
-    const nn_node *found = NULL;
-    for (int i = 0; i < g->n_node; i++)
-        if (g->node[i].op == NN_OP_input) {
-            if (found)
-                return NULL;
-            found = &g->node[i];
-        }
-    return found;
-}
-
 /* The names that train wrote, one per line. */
 static bool read_labels(lm_model *m, const char *path, err *e)
 {
@@ -67,7 +55,7 @@ static bool open_model(lm_model *m, const char *path, err *e)
     m->g = nn_model_load(path, e);
     if (!m->g)
         return false;
-    m->in = only_input(m->g);
+    m->in = nn_only_input(m->g);
     m->out = &m->g->node[m->g->output];
     if (!m->in)
         return err_set(e, ERR_CONFIG, "%s: the network does not have exactly one input", path);

@@ -14,19 +14,6 @@ static const cli_option options[] = {
     { "batch", CLI_INT, offsetof(run_options, batch), "32", "1:4096", "images at a time" },
 };
 
-/* The network's only input; NULL for a network with several. */
-static const nn_node *find_input(const nn_graph *g)
-{
-    const nn_node *found = NULL;
-    for (int i = 0; i < g->n_node; i++)
-        if (g->node[i].op == NN_OP_input) {
-            if (found)
-                return NULL;
-            found = &g->node[i];
-        }
-    return found;
-}
-
 static bool check_input(const tensor_file *f, const tf_tensor *x, const nn_graph *g, err *e)
 {
     if (!x)
@@ -36,7 +23,7 @@ static bool check_input(const tensor_file *f, const tf_tensor *x, const nn_graph
     if (x->rank != 4 || x->dim[0] < 1)
         return err_set(e, ERR_DATA, "%s: x has %d dimensions and %lld values, wanted N,C,H,W", f->path, x->rank,
                        (long long)tf_count(x));
-    const nn_node *in = find_input(g);
+    const nn_node *in = nn_only_input(g);
     if (!in)
         return err_set(e, ERR_CONFIG, "%s: the network does not have exactly one input", g->arch);
     const int64_t *d = x->dim, *want = in->dim;
@@ -88,7 +75,7 @@ static bool compute(nn_graph *g, const run_options *o, int64_t *n, err *e)
         y = mem_new((size_t)*n, (size_t)(out[1] * out[2] * out[3]) * sizeof *y, e);
         ok = p && x && y && tf_read_f32(t, x, e);
         if (ok)
-            forward(p, find_input(g)->dim, out, *n, x, y);
+            forward(p, nn_only_input(g)->dim, out, *n, x, y);
         if (ok && stop_requested())
             ok = err_set(e, ERR_STOPPED, "stopped before the last image, nothing was written");
         ok = ok && save(o->output, g, *n, y, e);

@@ -387,6 +387,19 @@ bool nn_graph_check(const nn_graph *g, err *e)
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
+const nn_node *nn_input(const nn_graph *g, int which)
+{
+    for (int i = 0; i < g->n_node; i++)
+        if (g->node[i].op == NN_OP_input && which-- == 0)
+            return &g->node[i];
+    return NULL;
+}
+
+const nn_node *nn_only_input(const nn_graph *g)
+{
+    return nn_input(g, 1) ? NULL : nn_input(g, 0);
+}
+
 conv_shape nn_conv_shape(const nn_graph *g, int node, int batch)
 {
     const nn_node *n = &g->node[node], *in = &g->node[n->in[0]];

@@ -81,6 +81,9 @@ typedef struct {
 nn_graph *nn_graph_new(const char *arch, err *e);
 nn_graph *nn_graph_copy(const nn_graph *g, err *e);     /* parameters too */
 void      nn_graph_free(nn_graph *g);
+/* The which-th input node, as nn_plan_input counts them; NULL: there are not so many. */
+const nn_node *nn_input(const nn_graph *g, int which);
+const nn_node *nn_only_input(const nn_graph *g);        /* NULL when there are none or several */
 
 /* Append a node, create its parameters (values 0; norms: 1,0,0,1) and infer its shape. Returns its
  * id, or -1 with e set (shapes that do not fit: ERR_CONFIG naming the node and both numbers). Any

@@ -16,17 +16,9 @@ typedef struct {
 
 static int64_t values(const int64_t *d) { return d[1] * d[2] * d[3]; }
 
-static const nn_node *input_of(const nn_graph *g)
-{
-    for (int i = 0; i < g->n_node; i++)
-        if (g->node[i].op == NN_OP_input)
-            return &g->node[i];
-    return NULL;
-}
-
 static bool same_ends(const nn_graph *a, const nn_graph *b, err *e)
 {
-    const nn_node *x = input_of(a), *y = input_of(b);
+    const nn_node *x = nn_input(a, 0), *y = nn_input(b, 0);
     if (!x || !y)
         return err_set(e, ERR_CONFIG, "%s: the network has no input", x ? b->arch : a->arch);
     const int64_t *p = x->dim, *q = y->dim;
@@ -95,7 +87,7 @@ static bool prep_of(const nn_graph *g, const data_set *set, data_prep *out, err 
 {
     if (g->prep[0])
         return data_prep_parse(out, g->prep, e);
-    const int64_t *d = input_of(g)->dim;
+    const int64_t *d = nn_input(g, 0)->dim;
     *out = data_default_prep(set);
     out->h = (int)d[1];
     out->w = (int)d[2];
@@ -140,7 +132,7 @@ bool search_verify(nn_graph *a, nn_graph *b, const data_set *set, int64_t n, uin
     int64_t most = set ? data_count(set) : INT64_MAX;
     if (n <= 0 || n > most)
         n = set ? most : NOISE_IMAGES;
-    comparison c = { .in = values(input_of(a)->dim), .out = values(a->node[a->output].dim),
+    comparison c = { .in = values(nn_input(a, 0)->dim), .out = values(a->node[a->output].dim),
                      .tolerance = tolerance, .v = out };
     int64_t batch = BATCH_VALUES / c.in;
     batch = batch < 1 ? 1 : batch > BATCH_MOST ? BATCH_MOST : batch;

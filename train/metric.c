@@ -7,12 +7,6 @@
 
 /* ---- do network and data fit together? --------------------------------------------------------- */
 
-const nn_node *train_input(const nn_graph *g) {
-    for (int i = 0; i < g->n_node; i++)
-        if (g->node[i].op == NN_OP_input) return &g->node[i];
-    return NULL;
-}
-
 static int64_t classes_of(const nn_graph *g) {
     const int64_t *d = g->node[g->output].dim;
     return d[1] * d[2] * d[3];
@@ -21,7 +15,7 @@ static int64_t classes_of(const nn_graph *g) {
 bool train_prep(const nn_graph *g, const data_set *s, data_prep *out, err *e) {
     if (!g->prep[0]) *out = data_default_prep(s);
     else if (!data_prep_parse(out, g->prep, e)) return err_note(e, "preprocessing of %s", g->arch);
-    const nn_node *in = train_input(g);
+    const nn_node *in = nn_input(g, 0);
     if (!in) return err_set(e, ERR_CONFIG, "%s has no input", g->arch);
     if (out->h != in->dim[1] || out->w != in->dim[2] || out->c != in->dim[3])
         return err_set(e, ERR_CONFIG, "preprocessing gives images of %dx%dx%d, %s takes %lldx%lldx%lld",

@@ -23,7 +23,7 @@ static data_prep prep_for(const data_set *s, int h, int w, int c) {
 static nn_graph *graph_at(nn_graph *g, int h, int w, err *e) {
     data_prep p;
     buf text = {0};
-    nn_node *in = (nn_node *)(uintptr_t)train_input(g);
+    nn_node *in = (nn_node *)(uintptr_t)nn_input(g, 0);
     if (g->prep[0]) {
         if (!data_prep_parse(&p, g->prep, e)) return NULL;
         p = data_prep_at(p, h, w);
@@ -43,7 +43,7 @@ static nn_graph *graph_at(nn_graph *g, int h, int w, err *e) {
 
 /* The size asked for with the data, when the network has another. */
 static nn_graph *follow_size(nn_graph *g, const data_set *s, err *e) {
-    const nn_node *in = g ? train_input(g) : NULL;
+    const nn_node *in = g ? nn_input(g, 0) : NULL;
     data_prep p = data_default_prep(s);
     if (!in || !data_sized(s) || (in->dim[1] == p.h && in->dim[2] == p.w)) return g;
     nn_graph *to = graph_at(g, p.h, p.w, e);
@@ -64,7 +64,7 @@ nn_graph *train_open_model(const char *name_or_file, const nn_build *b, const da
     nn_graph *g = nn_model_open(name_or_file, &build, seed, e);
     if (!fresh) g = follow_size(g, s, e);
     if (!g) return NULL;
-    const nn_node *in = train_input(g);
+    const nn_node *in = nn_input(g, 0);
     if ((fresh || !g->prep[0]) && in) {
         data_prep p = prep_for(s, (int)in->dim[1], (int)in->dim[2], (int)in->dim[3]);
         data_prep_print(&p, g->prep);
@@ -129,7 +129,7 @@ static bool map_read(const char *path, int of, int n, int32_t *row, err *e) {
 static bool take_prep(nn_graph *g, const char *from, err *e) {
     tensor_file f;
     data_prep p;
-    const nn_node *in = train_input(g);
+    const nn_node *in = nn_input(g, 0);
     if (!tensor_file_open(&f, from, e)) return false;
     const char *text = tensor_file_meta(&f, "prep");
     bool ok = !text || !*text || data_prep_parse(&p, text, e) || err_note(e, "%s", from);

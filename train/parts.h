@@ -31,7 +31,6 @@ void optim_average(nn_graph *average, const nn_graph *g, double decay);   /* wei
 
 /* ---- metric.c --------------------------------------------------------------------------------- */
 
-const nn_node *train_input(const nn_graph *g);           /* the images; NULL: there is no input */
 /* g's own preprocessing, or the data's when it has none, which must give what g takes. */
 bool train_prep(const nn_graph *g, const data_set *s, data_prep *out, err *e);
 bool train_classes_match(const nn_graph *g, const data_set *s, err *e);

@@ -99,10 +99,8 @@ nn_graph *model_finish(nn_graph *g, int last)
 /* What was asked for must be what the file holds; 0 asks for nothing. */
 static bool check_file(const nn_graph *g, const nn_build *b, const char *path, err *e)
 {
-    const int *size = NULL;
-    for (int i = 0; i < g->n_node && !size; i++)
-        if (g->node[i].op == NN_OP_input)
-            size = g->node[i].attr.size;
+    const nn_node *in = nn_input(g, 0);
+    const int *size = in ? in->attr.size : NULL;
     int64_t classes = g->node[g->output].dim[3];
     if (b->classes && b->classes != classes)
         return err_set(e, ERR_CONFIG, "%s has %lld classes, not %d", path, (long long)classes, b->classes);
