@@ -1,16 +1,7 @@
 #!/bin/bash
 # The whole path from the outside, on built-in images: killed and continued, checked and redone by its
 # own verbs, and refused when the command changes.
-lm=${LAYERMERGE:-./layermerge}
-dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
-passed=0 failed=0
-check() {                      # check "sentence" command...
-    local what=$1; shift
-    if "$@" > "$dir/out" 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $what"; tail -n 3 "$dir/out"; fi
-}
-exits() { local want=$1; shift; "$@" > "$dir/exit.out" 2> "$dir/exit.err"; local got=$?; [ $got = "$want" ] || { echo "exit $got, wanted $want"; cat "$dir/exit.err"; false; }; }
-says() { grep -q -- "$1" "$dir/exit.err"; }
+. tests/check.sh
 number() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" "$2" | head -n 1; }
 below() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && a <= b) }'; }
 
@@ -25,7 +16,7 @@ seed=${SEED:-$(date +%s)}
 echo "kill -9 at six moments of seed $seed"
 for seconds in $(awk -v seed="$seed" 'BEGIN { srand(seed); for (i = 0; i < 6; i++) print 0.05 + 0.6 * i * rand() }'); do exec=exec; compress --json > /dev/null 2>&1 & pid=$!; exec=; sleep $seconds; kill -9 $pid 2> /dev/null; wait $pid 2> /dev/null; done
 check "compress continues after it was killed" exits 0 compress --json
-cp "$dir/exit.out" "$dir/first.json"
+cp "$dir/stdout" "$dir/first.json"
 check "merged equals pruned" below "$(number max_rel "$run/verify.json")" 1e-4
 check "no top-1 answer changed" grep -q '"top1_agreement": *1[,}]' "$run/verify.json"
 check "the report names three networks" [ "$(grep -c '"name"' "$run/report.json")" = 3 ]

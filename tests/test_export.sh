@@ -1,16 +1,7 @@
 #!/bin/bash
 # export from the outside: files, exit codes, sentences.
-lm=${LAYERMERGE:-./layermerge}
-dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
-passed=0 failed=0
-check() {                      # check "sentence" command...
-    local what=$1; shift
-    if "$@" > "$dir/out" 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $what"; tail -n 3 "$dir/out"; fi
-}
-exits() { local want=$1; shift; "$@" > "$dir/stdout" 2> "$dir/stderr"; local got=$?; [ $got = "$want" ] || { echo "exit $got, wanted $want"; cat "$dir/stderr"; false; }; }
+. tests/check.sh
 says() { [ "$(wc -l < "$dir/stderr")" = 1 ] && grep -q -- "$1" "$dir/stderr"; }
-prints() { grep -q -- "$1" "$dir/stdout"; }
 
 check "a builder becomes an ONNX file" exits 0 "$lm" export resnet20 --onnx "$dir/m.onnx" --json
 check "JSON says what it is" prints '^{"arch":"resnet20","onnx":".*","opset":13,"safetensors":null,"tensors":97,"params":269722}$'

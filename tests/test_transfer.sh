@@ -1,16 +1,6 @@
 #!/bin/bash
 # train --pretrained and --map from the outside: whose weights, which head, what is refused.
-lm=${LAYERMERGE:-./layermerge}
-dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
-passed=0 failed=0 skipped=0
-check() {                      # check "sentence" command...
-    local what=$1; shift
-    if "$@" > "$dir/out" 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $what"; tail -n 3 "$dir/out"; fi
-}
-exits() { local want=$1; shift; "$@" > "$dir/stdout" 2> "$dir/stderr"; local got=$?; [ $got = "$want" ] || { echo "exit $got, wanted $want"; cat "$dir/stderr"; false; }; }
-says() { grep -q -- "$1" "$dir/stderr"; }
-prints() { grep -q -- "$1" "$dir/stdout"; }
+. tests/check.sh
 shapes=builtin:shapes,size=16,train=64,val=40
 train() { "$lm" train --epochs 0 --batch 16 "$@"; }
 accuracy() { "$lm" eval --model "$1" --data "$2" --json 2> /dev/null | sed 's/"images_per_s.*//'; }
