@@ -38,6 +38,7 @@ static void print_json(const char *path, int entries, int batch, const search_fi
     json_int(&w, "threads", par_threads());
     json_number(&w, "base_ms", fixed->base_ms);
     json_number(&w, "fixed_ms", fixed->fixed_ms);
+    json_number(&w, "scale", fixed->scale);
     json_end(&w, '}');
     if (!out.failed) puts(out.data);
     buf_free(&out);

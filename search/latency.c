@@ -2,18 +2,29 @@
  *
  * An entry is timed as the little network it will become: merged conv with bias, the explicit skip that
  * ends at its last node if a boundary lies inside the block (with its projection), and the activation
- * there, on the true feature size. Equal little networks are one measurement: the key is their text. */
+ * there, on the true feature size. Equal little networks are one measurement: the key is their text.
+ * They are made when their turn to be timed comes, because the kernels of all of them together fill
+ * gigabytes. */
 #include "search/search.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Plans are alive together so that their samples interleave; this much memory at a time. */
-enum { GROUP_PLANS = 64 };
+/* Plans are alive together so that their samples interleave; this much memory at a time. The machine is
+ * warm from the candidate before: one needs no long warm-up of its own. */
+enum { GROUP_PLANS = 64, WARM_MS = 20 };
 static const size_t group_bytes = (size_t)2 << 30;
 
-typedef struct { nn_graph *g; char *text; nn_timing timing; } candidate;
+/* g: owned; NULL: to be made from row. */
+typedef struct { nn_graph *g; const search_entry *row; char *text; nn_timing timing; } candidate;
+
+/* Values that cost nothing to make (a merged kernel has up to 10^8 of them) and stay far from the
+ * subnormal numbers, which would be slow. */
+static void fill_pattern(float *x, int64_t n)
+{
+    for (int64_t k = 0; k < n; k++) x[k] = (float)(k % 17 - 8) / 8;
+}
 
 /* ---- the little network of an entry ------------------------------------------------------------------ */
 
@@ -57,6 +68,26 @@ static int add_explicit_skip(nn_graph *g, const search_chain *c, const search_sk
     return nn_add_add(g, name, x, y, e);
 }
 
+static bool explicit_in(const search_skip *skip, const search_entry *row) { return skip->t == row->end && skip->s < row->st; }
+
+static bool has_act(const search_chain *c, const search_entry *row) { return c->native[row->end] || row->end - row->st >= 2; }
+
+/* Everything entry_graph makes use of. */
+static void entry_text(const search_chain *c, const search_entry *row, buf *out)
+{
+    const int64_t *from = c->g->node[c->node[row->st]].dim, *to = c->g->node[c->pos[row->end].conv].dim;
+    buf_printf(out, "%lldx%lldx%lld to %lldx%lldx%lld kernel %d stride %d depthwise %d act %d", (long long)from[1],
+               (long long)from[2], (long long)from[3], (long long)to[1], (long long)to[2], (long long)to[3], row->ker,
+               row->str, row->is_dw, has_act(c, row));
+    for (int k = 0; k < c->n_skip; k++) {
+        const search_skip *skip = &c->skip[k];
+        if (!explicit_in(skip, row)) continue;
+        const int64_t *d = c->g->node[c->node[skip->s]].dim;
+        buf_printf(out, " add %lldx%lldx%lld", (long long)d[1], (long long)d[2], (long long)d[3]);
+        if (skip->conv >= 0 || skip->slice >= 0) buf_printf(out, " through %d %d", skip->conv, skip->slice);
+    }
+}
+
 static nn_graph *entry_graph(const search_chain *c, const search_entry *row, err *e)
 {
     nn_graph *g = nn_graph_new("entry", e);
@@ -64,10 +95,13 @@ static nn_graph *entry_graph(const search_chain *c, const search_entry *row, err
     int x = add_input_like(g, "x", &c->g->node[c->node[row->st]], e);
     x = add_merged_conv(g, c, row, x, e);
     for (int k = 0; k < c->n_skip; k++)
-        if (c->skip[k].t == row->end && c->skip[k].s < row->st) x = add_explicit_skip(g, c, &c->skip[k], x, e);
-    if (c->native[row->end] || row->end - row->st >= 2) x = nn_add_op(g, c->act, "act", x, e);
+        if (explicit_in(&c->skip[k], row)) x = add_explicit_skip(g, c, &c->skip[k], x, e);
+    if (has_act(c, row)) x = nn_add_op(g, c->act, "act", x, e);
     g->output = x;
-    if (x >= 0) return g;
+    if (x >= 0) {
+        for (int i = 0; i < g->n_param; i++) fill_pattern(g->param[i].x, nn_param_count(&g->param[i]));
+        return g;
+    }
     nn_graph_free(g);
     return NULL;
 }
@@ -124,54 +158,70 @@ static void fill_inputs(nn_plan *plan, const nn_graph *g, int batch)
     for (int i = 0; i < g->n_node; i++) {
         if (g->node[i].op != NN_OP_input) continue;
         const int64_t *d = g->node[i].dim;
-        float *x = nn_plan_input(plan, which++);
-        for (int64_t k = 0; k < batch * d[1] * d[2] * d[3]; k++) x[k] = (float)(k % 17 - 8) / 8;
+        fill_pattern(nn_plan_input(plan, which++), batch * d[1] * d[2] * d[3]);
     }
 }
 
 /* Time candidates [from, …) while their plans fit; returns the end of the group, -1 on error. */
-static int time_group(candidate *cand, int from, int n, const search_latency_options *o, progress *p, err *e)
+static int time_group(const search_chain *c, candidate *cand, int from, int n, const search_latency_options *o, progress *p,
+                      err *e)
 {
+    nn_graph *made[GROUP_PLANS] = { 0 };
     nn_plan *plan[GROUP_PLANS] = { 0 };
     nn_timing timing[GROUP_PLANS];
     int count = 0;
     size_t bytes = 0;
     bool ok = true;
     while (ok && from + count < n && count < GROUP_PLANS && (count == 0 || bytes < group_bytes)) {
-        nn_graph *g = cand[from + count].g;
-        plan[count] = nn_plan_new(g, NN_INFER, o->batch, e);
+        const candidate *k = &cand[from + count];
+        nn_graph *g = k->g ? k->g : (made[count] = entry_graph(c, k->row, e));
+        plan[count] = g ? nn_plan_new(g, NN_INFER, o->batch, e) : NULL;
         ok = plan[count] != NULL;
-        if (!ok) break;
-        fill_inputs(plan[count], g, o->batch);
-        bytes += nn_plan_describe(plan[count]).arena_bytes;
+        if (ok) {
+            fill_inputs(plan[count], g, o->batch);
+            bytes += nn_plan_describe(plan[count]).arena_bytes;
+            for (int i = 0; i < g->n_param; i++) bytes += (size_t)nn_param_count(&g->param[i]) * sizeof(float);
+        }
         count++;
     }
     nn_time_options time = o->time;
+    if (time.warm_ms <= 0) time.warm_ms = WARM_MS;
     time.tick = tick;
     time.ctx = p;
     ok = ok && nn_plan_time(plan, count, &time, timing, e);
     for (int k = 0; k < count; k++) {
         if (ok) cand[from + k].timing = timing[k];
         nn_plan_free(plan[k]);
+        nn_graph_free(made[k]);
     }
     p->done += count;
     return ok ? from + count : -1;
 }
 
-/* The candidate that is the same little network, or a new one. Takes g. */
-static int intern(candidate *cand, int *n, nn_graph *g, err *e)
+/* The candidate that is the same little network, or a new one, which takes g. */
+static int intern(candidate *cand, int *n, nn_graph *g, const search_entry *row, const char *text, err *e)
+{
+    for (int at = 0; at < *n; at++)
+        if (!strcmp(cand[at].text, text)) {
+            nn_graph_free(g);
+            return at;
+        }
+    if (!(cand[*n].text = mem_text(text, e))) {
+        nn_graph_free(g);
+        return -1;
+    }
+    cand[*n].g = g;
+    cand[*n].row = row;
+    return (*n)++;
+}
+
+static int intern_entry(const search_chain *c, candidate *cand, int *n, const search_entry *row, err *e)
 {
     buf text = { 0 };
-    nn_graph_print(g, &text);
-    int at = 0;
-    while (!text.failed && at < *n && strcmp(cand[at].text, text.data)) at++;
-    if (!text.failed && at < *n) nn_graph_free(g);
-    else if (!text.failed && (cand[*n].text = mem_text(text.data, e))) cand[(*n)++].g = g;
-    else {
-        nn_graph_free(g);
-        at = -1;
-        if (text.failed) err_set(e, ERR_NOMEM, "no memory for the latency table");
-    }
+    entry_text(c, row, &text);
+    int at = -1;
+    if (text.failed) err_set(e, ERR_NOMEM, "no memory for the latency table");
+    else at = intern(cand, n, NULL, row, text.data, e);
     buf_free(&text);
     return at;
 }
@@ -190,14 +240,15 @@ enum { WHOLE, STEM, HEAD, PARTS };
 static bool add_parts(const search_chain *c, candidate *cand, int *n, int part[PARTS], err *e)
 {
     nn_graph *(*const make[PARTS])(const search_chain *, err *) = { [STEM] = stem_graph, [HEAD] = head_graph };
+    static const char *const name[PARTS] = { "whole", "stem", "head" };
     err none = { 0 };
     part[STEM] = part[HEAD] = -1;
     nn_graph *whole = nn_graph_copy(c->g, e);
-    if (!whole || (part[WHOLE] = intern(cand, n, whole, e)) < 0) return false;
+    if (!whole || (part[WHOLE] = intern(cand, n, whole, NULL, name[WHOLE], e)) < 0) return false;
     for (int k = STEM; k < PARTS; k++) {
         nn_graph *g = make[k](c, &none);
         if (none.code) { *e = none; return false; }
-        if (g && (part[k] = intern(cand, n, g, e)) < 0) return false;
+        if (g && (part[k] = intern(cand, n, g, NULL, name[k], e)) < 0) return false;
     }
     return true;
 }
@@ -226,12 +277,10 @@ bool search_measure(const search_chain *c, search_table *t, const search_latency
     for (int r = 0; ok && r < t->n; r++) {
         of[r] = -1;
         if (t->row[r].ker == 0) continue;                /* the identity costs nothing */
-        nn_graph *g = entry_graph(c, &t->row[r], e);
-        if (g) nn_state_init(g, 1);
-        ok = g && (of[r] = intern(cand, &n, g, e)) >= 0;
+        ok = (of[r] = intern_entry(c, cand, &n, &t->row[r], e)) >= 0;
     }
     progress p = { o, 0, n };
-    for (int at = 0; ok && at < n; ) ok = (at = time_group(cand, at, n, o, &p, e)) > 0;
+    for (int at = 0; ok && at < n; ) ok = (at = time_group(c, cand, at, n, o, &p, e)) > 0;
     ok = ok && set_times(t, of, cand, part, fixed, e);
     for (int k = 0; cand && k < n; k++) {
         nn_graph_free(cand[k].g);
