@@ -72,6 +72,7 @@ static bool verify(const work *w, search_verdict *v, err *e)
     v->verified = v->verified && noise.verified;
     v->max_abs = fmax(v->max_abs, noise.max_abs);
     v->max_rel = fmax(v->max_rel, noise.max_rel);
+    v->variation = fmax(v->variation, noise.variation);
     v->agreement = fmin(v->agreement, noise.agreement);
     return true;
 }
@@ -84,6 +85,7 @@ static bool print_verdict(const search_verdict *v, err *e)
     json_bool(&j, "verified", v->verified);
     json_number(&j, "max_abs", v->max_abs);
     json_number(&j, "max_rel", v->max_rel);
+    json_number(&j, "variation", v->variation);
     json_number(&j, "top1_agreement", v->agreement);
     json_int(&j, "n", v->n);
     json_end(&j, '}');

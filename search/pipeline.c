@@ -265,6 +265,7 @@ static bool write_verdict(const run_state *s, err *e)
     json_bool(&w, "verified", s->verdict.verified);
     json_number(&w, "max_abs", s->verdict.max_abs);
     json_number(&w, "max_rel", s->verdict.max_rel);
+    json_number(&w, "variation", s->verdict.variation);
     json_number(&w, "top1_agreement", s->verdict.agreement);
     json_int(&w, "n", s->verdict.n);
     json_end(&w, '}');
@@ -357,6 +358,7 @@ static bool write_report(const run_state *s, const search_outcome *out, err *e)
     json_bool(&w, "verified", out->verdict.verified);
     json_number(&w, "max_abs", out->verdict.max_abs);
     json_number(&w, "max_rel", out->verdict.max_rel);
+    json_number(&w, "variation", out->verdict.variation);
     json_number(&w, "top1_agreement", out->verdict.agreement);
     json_int(&w, "n", out->verdict.n);
     json_end(&w, '}');

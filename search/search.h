@@ -128,8 +128,10 @@ bool search_single_entry(const search_chain *c, const search_entry *entry, searc
 /* pruned: search_prune's graph, possibly trained since. Every segment becomes one conv (A.4). */
 nn_graph *search_merge(const search_chain *c, const search_solution *s, const nn_graph *pruned, err *e);
 
-typedef struct { bool verified; double max_abs, max_rel, agreement; int64_t n; } search_verdict;
-/* Outputs of two graphs on noise (set NULL) or images: max difference relative to the largest output. */
+typedef struct { bool verified; double max_abs, max_rel, variation, agreement; int64_t n; } search_verdict;
+/* Outputs of two graphs on noise (set NULL) or images: max difference relative to the largest output.
+ * variation: how much outputs change from image to image, by the same measure. A network that says the
+ * same of every image (0) proves nothing by agreeing with another. */
 bool search_verify(nn_graph *a, nn_graph *b, const data_set *set, int64_t n, uint64_t seed,
                    double tolerance, search_verdict *out, err *e);
 

@@ -10,6 +10,8 @@ typedef struct {
     nn_plan *a, *b;
     int64_t in, out;             /* values per image */
     double tolerance, top;       /* largest |output| of a so far */
+    double varies;               /* largest change of an output of a from the first image's */
+    float  *first;               /* that image's outputs */
     int64_t agreed;
     search_verdict *v;
 } comparison;
@@ -56,6 +58,10 @@ static void compare(comparison *c, int n)
         c->v->max_abs = d > c->v->max_abs ? d : isnan(d) ? (double)INFINITY : c->v->max_abs;
         c->top = fmax(c->top, fabs((double)a[i]));
     }
+    if (c->v->n == 0)
+        memcpy(c->first, a, (size_t)c->out * sizeof(float));
+    for (int64_t i = 0; i < n * c->out; i++)
+        c->varies = fmax(c->varies, fabs((double)a[i] - (double)c->first[i % c->out]));
     /* What rounding may swap is a tie. */
     double tie = 2 * fmin(c->tolerance, 1e-3) * c->top;
     for (int i = 0; i < n; i++, a += c->out, b += c->out) {
@@ -139,13 +145,16 @@ bool search_verify(nn_graph *a, nn_graph *b, const data_set *set, int64_t n, uin
     batch = batch > n ? n : batch;
     c.a = nn_plan_new(a, NN_INFER, (int)batch, e);
     c.b = c.a ? nn_plan_new(b, NN_INFER, (int)batch, e) : NULL;
-    bool ok = c.b && (set ? compare_images(&c, a, set, n, e) : compare_noise(&c, n, seed, e));
+    c.first = c.b ? mem_new((size_t)c.out, sizeof *c.first, e) : NULL;
+    bool ok = c.first && (set ? compare_images(&c, a, set, n, e) : compare_noise(&c, n, seed, e));
     if (ok) {
         out->max_rel = c.top > 0 ? out->max_abs / c.top : out->max_abs > 0 ? (double)INFINITY : 0;
+        out->variation = c.top > 0 ? c.varies / c.top : 0;
         out->agreement = out->n > 0 ? (double)c.agreed / (double)out->n : 0;
         out->verified = out->n > 0 && out->max_rel <= tolerance && c.agreed == out->n;
     }
     nn_plan_free(c.a);
     nn_plan_free(c.b);
+    mem_free(c.first);
     return ok;
 }

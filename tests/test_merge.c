@@ -233,6 +233,7 @@ static void a_network_that_differs_is_not_verified(void)
     search_verdict v;
     CHECK_OK(search_verify(g, h, NULL, 20, 1, 1e-4, &v, &e), e);
     CHECK(v.verified && v.max_abs == 0 && v.agreement == 1 && v.n == 20);
+    CHECK(v.variation > 1e-3 && v.variation <= 2);
     float *w = h->param[nn_param_find(h, "linear.bias")].x;
     w[0] += 1e-3f;
     CHECK_OK(search_verify(g, h, NULL, 20, 1, 1e-7, &v, &e), e);
@@ -243,6 +244,10 @@ static void a_network_that_differs_is_not_verified(void)
     w[0] = 1e6f;
     CHECK_OK(search_verify(g, h, NULL, 20, 1, 1e9, &v, &e), e);
     CHECK(!v.verified && v.agreement < 1);
+    nn_param *last = &h->param[nn_param_find(h, "linear.weight")];
+    for (int64_t i = nn_param_count(last) - 1; i >= 0; i--) last->x[i] = 0;
+    CHECK_OK(search_verify(h, h, NULL, 20, 1, 1e-4, &v, &e), e);
+    CHECK(v.max_abs == 0 && v.variation == 0);           /* agrees, and proves nothing */
     nn_graph_free(h);
     h = nn_model_find("resnet20")->build(&(nn_build){ .h = 12, .w = 12, .c = 3, .classes = 6 }, &e);
     CHECK(!search_verify(g, h, NULL, 4, 1, 1e-4, &v, &e) && e.code == ERR_CONFIG);
