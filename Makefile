@@ -1,7 +1,7 @@
 # layermerge: build, test, measure. Knobs: CC= BLAS=openblas|none JPEG=stb|turbo B=build/dir PREFIX= DESTDIR=
 # TEST_ISA=scalar|avx2|avx512 V=1
 CC     ?= cc
-CFLAGS ?= -O3 -g
+CFLAGS ?= -O3 -g1
 PREFIX ?= /usr/local
 BLAS   ?= openblas
 JPEG   ?= stb
