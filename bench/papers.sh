@@ -6,7 +6,7 @@
 # by the verbs of layermerge alone; the table comes last, on stdout. What is in the work folder is not
 # made again, so a run that was stopped is continued by the same command.
 #   bench/papers.sh [--models A,B] [--budgets X,Y] [--input C,H,W] [--batch N] [--rounds N]
-#                   [--train N] [--work DIR]
+#                   [--threads N] [--train N] [--work DIR]
 #
 # Weights are random, but not as the builder draws them: with batch norms that change nothing and no
 # biases, borders would be easy to get right and outputs could be constant. So every base network, and
@@ -17,13 +17,13 @@
 # Importance is synthetic, from `inspect --segments` alone: exp(-0.01 * convs removed - 0.005 * nodes
 # passed over, which are the activations removed). It ranks solutions, it claims no accuracy.
 lm=${LAYERMERGE:-./layermerge}
-models=resnet34,resnet50,vgg19_bn budgets=0.7,0.5 input=3,224,224 batch=1 rounds=15 train=64 work=runs/papers
+models=resnet34,resnet50,vgg19_bn budgets=0.7,0.5 input=3,224,224 batch=1 rounds=15 threads=0 train=64 work=runs/papers
 
 case " $* " in *" --help "*|*" -h "*) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 while [ $# -gt 1 ]; do
     case $1 in
         --models) models=$2 ;; --budgets) budgets=$2 ;; --input) input=$2 ;; --batch) batch=$2 ;;
-        --rounds) rounds=$2 ;; --train) train=$2 ;; --work) work=$2 ;;
+        --rounds) rounds=$2 ;; --threads) threads=$2 ;; --train) train=$2 ;; --work) work=$2 ;;
         *) break ;;
     esac
     shift 2
@@ -45,7 +45,7 @@ make() {
 a_few_steps() {
     file=$1; shift
     "$lm" train "$@" --data "builtin:shapes,size=${input##*,},train=$train,val=10" --epochs 1 --batch 8 --lr 0.001 \
-        --out "$file" --json
+        --threads "$threads" --out "$file" --json
 }
 prune() { "$lm" merge --model "$1/base.safetensors" --solution "$2/solution.json" --pruned "$2/pruned.safetensors" --out "$2/merged.safetensors"; }
 importance() {
@@ -65,7 +65,7 @@ for m in $(echo "$models" | tr , ' '); do
     make "$dir/train.json" a_few_steps "$dir/base.safetensors" --model "$m" --input "$input"
     make "$dir/base.json" "$lm" inspect "$dir/base.safetensors" --segments "$dir/segments.csv" --json
     make "$dir/latency.json" "$lm" latency --model "$dir/base.safetensors" --batch "$batch" --rounds "$rounds" \
-        --out "$dir/time.csv" --json
+        --threads "$threads" --out "$dir/time.csv" --json
     make "$dir/importance.csv" importance "$dir/segments.csv"
     for x in $(echo "$budgets" | tr , ' '); do
         at=$dir/$x
@@ -81,7 +81,7 @@ for m in $(echo "$models" | tr , ' '); do
     done
     # All of a network's measurements in one interleaved run.
     files=$(for x in $(echo "$budgets" | tr , ' '); do echo "$dir/$x/merged.safetensors"; done)
-    make "$dir/bench-$budgets.json" "$lm" bench "$dir/base.safetensors" $files --batch "$batch" --rounds "$rounds" --json
+    make "$dir/bench-$budgets.json" "$lm" bench "$dir/base.safetensors" $files --batch "$batch" --rounds "$rounds" --threads "$threads" --json
 done
 
 row network budget 'predicted ms' 'base ms' 'merged ms' 'predicted' measured 'pred./meas.' max_abs max_rel varies 'top-1' convs

@@ -13,7 +13,7 @@
 
 /* Plans are alive together so that their samples interleave; this much memory at a time. The machine is
  * warm from the candidate before: one needs no long warm-up of its own. */
-enum { GROUP_PLANS = 64, WARM_MS = 20 };
+enum { GROUP_PLANS = 64, WARM_MS = 10 };
 static const size_t group_bytes = (size_t)2 << 30;
 
 /* g: owned; NULL: to be made from row. */
