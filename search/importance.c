@@ -32,6 +32,11 @@ typedef struct {                 /* what all entries of one run share */
     char hash[65];               /* of weights, images and settings */
 } job;
 
+/* Running statistics forget a tenth per step. After fewer steps than these more than 0.5 % of them still
+ * belongs to the network before its segment was replaced, and a score would tell of that instead of what
+ * was lost: they are estimated anew (2.3). */
+enum { SETTLED_STEPS = 50 };
+
 /* ---- what must be equal for two parts to belong together ------------------------------------------------ */
 
 static void hash_images(sha256 *s, const data_set *set, const int32_t *index, int64_t n)
@@ -50,9 +55,9 @@ static bool hash_job(job *j, err *e)
     const search_importance_options *o = j->o;
     sha256_init(&s);
     nn_graph_print(j->c->g, &text);
-    buf_printf(&text, "method %d epochs %.17g lr %.17g batch %d scores %d keep_single %d seed %llu augment %d %.17g %.17g"
-               " %.17g %.17g\n", (int)o->method, o->epochs, o->lr, o->batch, o->scores, o->keep_single, (unsigned long long)o->seed,
-               o->augment.pad, o->augment.rrc_min, o->augment.hflip, o->augment.mixup, o->augment.erase);
+    buf_printf(&text, "method %d epochs %.17g lr %.17g batch %d scores %d keep_single %d settled %d seed %llu augment %d %.17g %.17g"
+               " %.17g %.17g\n", (int)o->method, o->epochs, o->lr, o->batch, o->scores, o->keep_single, SETTLED_STEPS,
+               (unsigned long long)o->seed, o->augment.pad, o->augment.rrc_min, o->augment.hflip, o->augment.mixup, o->augment.erase);
     if (o->augment.aa.n > 0 || o->augment.jitter > 0 || o->augment.cutmix > 0) {
         char aa[128];
         data_randaug_print(&o->augment.aa, aa);
@@ -98,7 +103,7 @@ static bool tune_network(nn_graph *g, const job *j, uint64_t seed, int64_t *step
     train_result r;
     if (!train_run(&t, &r, e)) return false;
     *steps = r.steps;
-    return true;
+    return r.steps >= SETTLED_STEPS || train_bn_estimate(g, j->set, j->tune, j->n_tune, j->o->batch, seed, e);
 }
 
 /* 100 * |a - b|² / |b|² of node `name` over the held-out images: reconstruction error in percent. */
