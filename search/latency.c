@@ -42,9 +42,12 @@ static void pads(int in, int out, int k, int s, int *before, int *after)
     *after = total - total / 2;
 }
 
+/* What conv l reads: chain node l-1, or what a pool made of it. */
+static int input_of(const search_chain *c, int l) { return c->g->node[c->pos[l].conv].in[0]; }
+
 static int add_merged_conv(nn_graph *g, const search_chain *c, const search_entry *row, int x, err *e)
 {
-    const nn_node *from = &c->g->node[c->node[row->st]], *to = &c->g->node[c->pos[row->end].conv];
+    const nn_node *from = &c->g->node[input_of(c, row->st + 1)], *to = &c->g->node[c->pos[row->end].conv];
     nn_attr a = { .k = { row->ker, row->ker }, .stride = { row->str, row->str }, .out = c->pos[row->end].cout,
                   .groups = row->is_dw ? c->pos[row->end].cout : 1, .bias = true };
     pads((int)from->dim[1], (int)to->dim[1], row->ker, row->str, &a.pad[0], &a.pad[1]);
@@ -75,7 +78,7 @@ static bool has_act(const search_chain *c, const search_entry *row) { return c->
 /* Everything entry_graph makes use of. */
 static void entry_text(const search_chain *c, const search_entry *row, buf *out)
 {
-    const int64_t *from = c->g->node[c->node[row->st]].dim, *to = c->g->node[c->pos[row->end].conv].dim;
+    const int64_t *from = c->g->node[input_of(c, row->st + 1)].dim, *to = c->g->node[c->pos[row->end].conv].dim;
     buf_printf(out, "%lldx%lldx%lld to %lldx%lldx%lld kernel %d stride %d depthwise %d act %d", (long long)from[1],
                (long long)from[2], (long long)from[3], (long long)to[1], (long long)to[2], (long long)to[3], row->ker,
                row->str, row->is_dw, has_act(c, row));
@@ -92,7 +95,7 @@ static nn_graph *entry_graph(const search_chain *c, const search_entry *row, err
 {
     nn_graph *g = nn_graph_new("entry", e);
     if (!g) return NULL;
-    int x = add_input_like(g, "x", &c->g->node[c->node[row->st]], e);
+    int x = add_input_like(g, "x", &c->g->node[input_of(c, row->st + 1)], e);
     x = add_merged_conv(g, c, row, x, e);
     for (int k = 0; k < c->n_skip; k++)
         if (explicit_in(&c->skip[k], row)) x = add_explicit_skip(g, c, &c->skip[k], x, e);
@@ -106,7 +109,7 @@ static nn_graph *entry_graph(const search_chain *c, const search_entry *row, err
     return NULL;
 }
 
-/* ---- what lies before and after the chain ----------------------------------------------------------------- */
+/* ---- what lies before, in and after the chain ----------------------------------------------------------------- */
 
 /* NULL without an error when there is nothing. */
 static nn_graph *stem_graph(const search_chain *c, err *e)
@@ -120,25 +123,26 @@ static nn_graph *stem_graph(const search_chain *c, err *e)
     return g;
 }
 
-static nn_graph *head_graph(const search_chain *c, err *e)
+/* What hangs on node `last` alone, up to `output`. NULL without an error when that is nothing. */
+static nn_graph *part_graph(const search_chain *c, int last, int output, err *e)
 {
     const nn_graph *from = c->g;
-    int *map = mem_new((size_t)from->n_node, sizeof *map, e);   /* id in g plus one; 0: does not hang on the chain's end */
-    nn_graph *g = map ? nn_graph_new("head", e) : NULL;
-    int last = c->node[c->L];
+    if (last == output) return NULL;
+    int *map = mem_new((size_t)from->n_node, sizeof *map, e);   /* id in g plus one; 0: does not hang on last */
+    nn_graph *g = map ? nn_graph_new("part", e) : NULL, *part = NULL;
     bool ok = g && (map[last] = 1 + add_input_like(g, "x", &from->node[last], e)) > 0;
-    for (int i = last + 1; ok && i < from->n_node; i++) {
+    for (int i = last + 1; ok && i <= output; i++) {
         const nn_node *n = &from->node[i];
         int in[4];
         bool ready = n->n_in > 0;
         for (int k = 0; k < n->n_in; k++) ready = ready && (in[k] = map[n->in[k]] - 1) >= 0;
         if (ready) ok = (map[i] = 1 + nn_node_add(g, n->op, n->name, in, n->n_in, &n->attr, e)) > 0;
     }
-    if (ok) g->output = map[from->output] - 1;
+    if (ok) g->output = map[output] - 1;
     mem_free(map);
-    if (ok && g->output > 0) { nn_state_init(g, 1); return g; }
+    if (ok && g->output > 0 && (part = nn_graph_prune(g, e))) nn_state_init(part, 1);
     nn_graph_free(g);
-    return NULL;
+    return part;
 }
 
 /* ---- measuring in groups -------------------------------------------------------------------------------- */
@@ -234,36 +238,35 @@ static void set_time(search_entry *row, const nn_timing *t, double scale)
     row->stdev_ms = t ? nearbyint(t->stdev_ms * scale * 1e6) / 1e6 : 0;
 }
 
-/* Candidates 0, 1, 2 are the whole network, what is before the chain and what is behind it. */
-enum { WHOLE, STEM, HEAD, PARTS };
-
-static bool add_parts(const search_chain *c, candidate *cand, int *n, int part[PARTS], err *e)
+/* The whole network is candidate 0; after it come the *n_part pieces that no choice can change: before the
+ * chain, the pools between its convs, behind it. */
+static bool add_parts(const search_chain *c, candidate *cand, int *n, int *n_part, err *e)
 {
-    nn_graph *(*const make[PARTS])(const search_chain *, err *) = { [STEM] = stem_graph, [HEAD] = head_graph };
-    static const char *const name[PARTS] = { "whole", "stem", "head" };
+    char name[32];
     err none = { 0 };
-    part[STEM] = part[HEAD] = -1;
-    nn_graph *whole = nn_graph_copy(c->g, e);
-    if (!whole || (part[WHOLE] = intern(cand, n, whole, NULL, name[WHOLE], e)) < 0) return false;
-    for (int k = STEM; k < PARTS; k++) {
-        nn_graph *g = make[k](c, &none);
+    nn_graph *g = nn_graph_copy(c->g, e);
+    if (!g || intern(cand, n, g, NULL, "whole", e) < 0) return false;
+    for (int l = -1; l <= c->L; l++) {
+        g = l < 0 ? stem_graph(c, &none) : part_graph(c, c->node[l], l < c->L ? input_of(c, l + 1) : c->g->output, &none);
         if (none.code) { *e = none; return false; }
-        if (g && (part[k] = intern(cand, n, g, NULL, name[k], e)) < 0) return false;
+        snprintf(name, sizeof name, "part %d", l);
+        if (g && intern(cand, n, g, NULL, name, e) < 0) return false;
     }
+    *n_part = *n - 1;
     return true;
 }
 
 /* Entries alone, then the factor that makes the layers add up to the whole. */
-static bool set_times(search_table *t, const int *of, const candidate *cand, const int part[PARTS], search_fixed *fixed, err *e)
+static bool set_times(search_table *t, const int *of, const candidate *cand, int n_part, search_fixed *fixed, err *e)
 {
     int64_t layers;
     for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &cand[of[r]].timing : NULL, 1);
     if (!search_base_time(t, &layers, e)) return false;
-    double ends = 0;
-    for (int k = STEM; k < PARTS; k++) ends += part[k] >= 0 ? cand[part[k]].timing.median_ms : 0;
-    fixed->base_ms = cand[part[WHOLE]].timing.median_ms;
-    fixed->scale = fixed->base_ms / (ends + (double)layers / 1e6);
-    fixed->fixed_ms = ends * fixed->scale;
+    double rest = 0;
+    for (int k = 1; k <= n_part; k++) rest += cand[k].timing.median_ms;
+    fixed->base_ms = cand[0].timing.median_ms;
+    fixed->scale = fixed->base_ms / (rest + (double)layers / 1e6);
+    fixed->fixed_ms = rest * fixed->scale;
     for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &cand[of[r]].timing : NULL, fixed->scale);
     return true;
 }
@@ -271,9 +274,9 @@ static bool set_times(search_table *t, const int *of, const candidate *cand, con
 bool search_measure(const search_chain *c, search_table *t, const search_latency_options *o,
                     search_fixed *fixed, err *e)
 {
-    int n = 0, part[PARTS], *of = mem_new((size_t)t->n, sizeof *of, e);
-    candidate *cand = mem_new((size_t)t->n + PARTS, sizeof *cand, e);
-    bool ok = of && cand && add_parts(c, cand, &n, part, e);
+    int n = 0, n_part = 0, *of = mem_new((size_t)t->n, sizeof *of, e);
+    candidate *cand = mem_new((size_t)(t->n + c->L) + 3, sizeof *cand, e);
+    bool ok = of && cand && add_parts(c, cand, &n, &n_part, e);
     for (int r = 0; ok && r < t->n; r++) {
         of[r] = -1;
         if (t->row[r].ker == 0) continue;                /* the identity costs nothing */
@@ -281,7 +284,7 @@ bool search_measure(const search_chain *c, search_table *t, const search_latency
     }
     progress p = { o, 0, n };
     for (int at = 0; ok && at < n; ) ok = (at = time_group(c, cand, at, n, o, &p, e)) > 0;
-    ok = ok && set_times(t, of, cand, part, fixed, e);
+    ok = ok && set_times(t, of, cand, n_part, fixed, e);
     for (int k = 0; cand && k < n; k++) {
         nn_graph_free(cand[k].g);
         mem_free(cand[k].text);

@@ -22,6 +22,10 @@ for m in resnet34 resnet50 vgg19_bn mobilenetv2; do
     check "$m: its answers differ from image to image" holds "$(number variation "$m")" '>' 1e-3
 done
 
+# Convs 13 and 14 of VGG19 read the same shape, one from a pool; one measurement serves both.
+time_of() { awk -F, -v st="$1" '$2 == st && $3 == st + 1 { print $7 }' "$dir/work/vgg19_bn/time.csv"; }
+check "a conv behind a pool is timed on what the pool leaves" [ "$(time_of 12)" = "$(time_of 13)" ]
+
 before=$(stat -c '%Y %n' "$dir"/work/resnet34/*.* | sha256sum)
 check "a second run makes nothing again" papers resnet34 16
 cp "$dir/out" "$dir/again.txt"
