@@ -48,6 +48,9 @@ a_few_steps() {
         --threads "$threads" --out "$file" --json
 }
 prune() { "$lm" merge --model "$1/base.safetensors" --solution "$2/solution.json" --pruned "$2/pruned.safetensors" --out "$2/merged.safetensors"; }
+# An infeasible budget is an answer as well: the table says what is least.
+solve() { "$lm" solve "$@" --json || [ $? = 1 ]; }
+feasible() { grep -q '"feasible":true' "$1/solve.json"; }
 importance() {
     awk 'function convs(list) { gsub(/[^0-9,]/, "", list); sub(/,$/, "", list); return list == "" ? 0 : split(list, item, ",") }
          NR == 1 { print $0 ",importance"; next }
@@ -71,8 +74,9 @@ for m in $(echo "$models" | tr , ' '); do
         at=$dir/$x
         mkdir -p "$at" || exit 74
         budget=$(awk -v ms="$(number base_ms "$dir/latency.json")" -v x="$x" 'BEGIN { printf "%.6f", ms * x }')
-        make "$at/solve.json" "$lm" solve --time "$dir/time.csv" --importance "$dir/importance.csv" --budget "$budget" \
-            --fixed "$(number fixed_ms "$dir/latency.json")" --out "$at/solution.json" --json
+        make "$at/solve.json" solve --time "$dir/time.csv" --importance "$dir/importance.csv" --budget "$budget" \
+            --fixed "$(number fixed_ms "$dir/latency.json")" --out "$at/solution.json"
+        feasible "$at" || continue
         make "$at/prune.json" prune "$dir" "$at"
         make "$at/tune.json" a_few_steps "$at/tuned.safetensors" --model "$at/pruned.safetensors"
         make "$at/verify.json" "$lm" merge --model "$dir/base.safetensors" --solution "$at/solution.json" \
@@ -80,7 +84,7 @@ for m in $(echo "$models" | tr , ' '); do
         make "$at/merged.json" "$lm" inspect "$at/merged.safetensors" --json
     done
     # All of a network's measurements in one interleaved run.
-    files=$(for x in $(echo "$budgets" | tr , ' '); do echo "$dir/$x/merged.safetensors"; done)
+    files=$(for x in $(echo "$budgets" | tr , ' '); do feasible "$dir/$x" && echo "$dir/$x/merged.safetensors"; done)
     make "$dir/bench-$budgets.json" "$lm" bench "$dir/base.safetensors" $files --batch "$batch" --rounds "$rounds" --threads "$threads" --json
 done
 
@@ -89,7 +93,12 @@ row '---' '---' '---' '---' '---' '---' '---' '---' '---' '---' '---' '---' '---
 for m in $(echo "$models" | tr , ' '); do
     dir=$work/$m n=1
     for x in $(echo "$budgets" | tr , ' '); do
-        at=$dir/$x n=$((n + 1))
+        at=$dir/$x
+        if ! feasible "$at"; then
+            row "$m" "$x" "least $(number least_ms "$at/solve.json" | cut -c1-6)" - - - - - - - - - -
+            continue
+        fi
+        n=$((n + 1))
         base=$(number median_ms "$dir/bench-$budgets.json") merged=$(number median_ms "$dir/bench-$budgets.json" $n)
         set -- $(awk -v p="$(number time_ms "$at/solve.json")" -v whole="$(number base_ms "$dir/latency.json")" -v b="$base" -v m="$merged" \
             -v abs="$(number max_abs "$at/verify.json")" -v rel="$(number max_rel "$at/verify.json")" \

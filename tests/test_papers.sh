@@ -2,7 +2,7 @@
 # bench/papers.sh on small images: the papers' networks from a builder to a verified merged network.
 . tests/check.sh
 # The training images: MobileNetV2's depthwise weights are drawn so small that its statistics need steps.
-papers() { LAYERMERGE=$lm bench/papers.sh --models "$1" --train "$2" --input 3,32,32 --budgets 0.7 --rounds 3 --threads 1 --work "$dir/work"; }
+papers() { LAYERMERGE=$lm bench/papers.sh --models "$1" --train "$2" --input 3,32,32 --budgets "${3:-0.7}" --rounds 3 --threads 1 --work "$dir/work"; }
 number() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" "$dir/work/$2/0.7/verify.json"; }
 holds() { awk -v a="$1" -v b="$3" "BEGIN { exit !(a != \"\" && b != \"\" && a + 0 $2 b + 0) }"; }
 
@@ -31,6 +31,7 @@ check "a second run makes nothing again" papers resnet34 16
 cp "$dir/out" "$dir/again.txt"
 check "and says the same" cmp <(grep '^|' "$dir/resnet34.txt") <(grep '^|' "$dir/again.txt")
 check "on the same files" [ "$before" = "$(stat -c '%Y %n' "$dir"/work/resnet34/*.* | sha256sum)" ]
+check "an infeasible budget is a row of its own" eval 'papers resnet34 16 0.01 | grep -q "| *0.01 | *least [0-9]"'
 rm "$dir/work/resnet34/0.7/verify.json"
 echo '{}' > "$dir/work/resnet34/0.7/solution.json"
 check "a verb that fails ends it" eval '! papers resnet34 16'
