@@ -2,8 +2,8 @@
 # bench/papers.sh on small images: the papers' networks from a builder to a verified merged network.
 . tests/check.sh
 # The training images: MobileNetV2's depthwise weights are drawn so small that its statistics need steps.
-papers() { LAYERMERGE=$lm bench/papers.sh --models "$1" --train "$2" --input 3,32,32 --budgets "${3:-0.7}" --rounds 3 --threads 1 --work "$dir/work"; }
-number() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" "$dir/work/$2/0.7/verify.json"; }
+papers() { LAYERMERGE=$lm bench/papers.sh --models "$1" --train "$2" --input 3,32,32 --budgets "${3:-0.7}" --rounds 3 --threads 1 --work "$dir/nets"; }
+number() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" "$dir/nets/$2/0.7/verify.json"; }
 holds() { awk -v a="$1" -v b="$3" "BEGIN { exit !(a != \"\" && b != \"\" && a + 0 $2 b + 0) }"; }
 
 # Two at a time: most of it keeps one core busy.
@@ -16,24 +16,24 @@ wait
 for m in resnet34 resnet50 vgg19_bn mobilenetv2; do
     check "$m goes the whole way" [ "$(cat "$dir/$m.status")" = 0 ]
     check "$m ends with its row" grep -q "^| $m *| *0.7 |" "$dir/$m.txt"
-    check "$m: merged is verified" grep -q '"verified":true' "$dir/work/$m/0.7/verify.json"
+    check "$m: merged is verified" grep -q '"verified":true' "$dir/nets/$m/0.7/verify.json"
     check "$m: to rounding" holds "$(number max_rel "$m")" '<=' 1e-4
     check "$m: with every answer the same" holds "$(number top1_agreement "$m")" '==' 1
     check "$m: its answers differ from image to image" holds "$(number variation "$m")" '>' 1e-3
 done
 
 # Convs 13 and 14 of VGG19 read the same shape, one from a pool; one measurement serves both.
-time_of() { awk -F, -v st="$1" '$2 == st && $3 == st + 1 { print $7 }' "$dir/work/vgg19_bn/time.csv"; }
+time_of() { awk -F, -v st="$1" '$2 == st && $3 == st + 1 { print $7 }' "$dir/nets/vgg19_bn/time.csv"; }
 check "a conv behind a pool is timed on what the pool leaves" [ "$(time_of 12)" = "$(time_of 13)" ]
 
-before=$(stat -c '%Y %n' "$dir"/work/resnet34/*.* | sha256sum)
+before=$(stat -c '%Y %n' "$dir"/nets/resnet34/*.* | sha256sum)
 check "a second run makes nothing again" papers resnet34 16
 cp "$dir/out" "$dir/again.txt"
 check "and says the same" cmp <(grep '^|' "$dir/resnet34.txt") <(grep '^|' "$dir/again.txt")
-check "on the same files" [ "$before" = "$(stat -c '%Y %n' "$dir"/work/resnet34/*.* | sha256sum)" ]
+check "on the same files" [ "$before" = "$(stat -c '%Y %n' "$dir"/nets/resnet34/*.* | sha256sum)" ]
 check "an infeasible budget is a row of its own" eval 'papers resnet34 16 0.01 | grep -q "| *0.01 | *least [0-9]"'
-rm "$dir/work/resnet34/0.7/verify.json"
-echo '{}' > "$dir/work/resnet34/0.7/solution.json"
+rm "$dir/nets/resnet34/0.7/verify.json"
+echo '{}' > "$dir/nets/resnet34/0.7/solution.json"
 check "a verb that fails ends it" eval '! papers resnet34 16'
 
 echo "$0: $passed passed, $failed failed, 0 skipped"
