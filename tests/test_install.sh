@@ -1,17 +1,11 @@
 #!/bin/bash
 # What `make install` leaves behind is enough: header, both libraries, pkg-config, the example.
-lm=${LAYERMERGE:-build/release/layermerge}
-b=$(dirname "$lm")
+LAYERMERGE=${LAYERMERGE:-build/release/layermerge}
+b=$(dirname "$LAYERMERGE")
 [ "$b" = . ] && b=build/release
 name=tests/test_install.sh
 if grep -q -- -fsanitize "$b/flags" 2> /dev/null; then echo "skipped: sanitized libraries want a sanitized program"; echo "$name: 0 passed, 0 failed, 1 skipped"; exit 0; fi
-dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
-passed=0 failed=0 skipped=0
-check() {                      # check "sentence" command...
-    local what=$1; shift
-    if "$@" > "$dir/out" 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $what"; tail -n 3 "$dir/out"; fi
-}
+. tests/check.sh
 skip() { echo "skipped: $1"; skipped=$((skipped + 1)); }
 cc=${CC:-cc} root=$dir/root to=$dir/root/opt/lm
 check "make install puts everything under DESTDIR" make --no-print-directory install B="$b" DESTDIR="$root" PREFIX=/opt/lm
