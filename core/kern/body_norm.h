@@ -9,8 +9,15 @@ INLINE vf act_high(act_kind act) { return v_set1(act == ACT_RELU6 ? 6 : INFINITY
 /* ---- sums over rows ------------------------------------------------------------------------------ */
 
 /* Four rows are added up as floats, in pairs, then in double. They lie side by side, so memory is read
- * in its order, however many channels there are. */
-enum { SUM_ROWS = 4 };
+ * in its order, however many channels there are; but in four streams, which the hardware does not
+ * foresee, so what is at least FETCH_AHEAD floats away is fetched by the way. */
+enum { SUM_ROWS = 4, FETCH_AHEAD = 1024 };
+
+INLINE int64_t fetch_distance(const norm_args *a)
+{
+    int64_t rows = SUM_ROWS * a->step;
+    return (FETCH_AHEAD + rows - 1) / rows * rows;
+}
 
 INLINE vf row_tree(const vf *v, const int R)
 {
@@ -32,11 +39,13 @@ INLINE void sums_add(double *s, double *q, int n, vf vs, vf vq)
     for (int i = 0; i < n; i++) { s[i] += (double)part[0][i]; q[i] += (double)part[1][i]; }
 }
 
-INLINE void moments_of(const norm_args *a, int64_t r, const int R, const bool about, int c, int n)
+INLINE void moments_of(const norm_args *a, int64_t r, const int R, const bool about, int64_t far, int c, int n)
 {
     vf x[SUM_ROWS], xx[SUM_ROWS], pivot = about ? v_load_n(a->pivot + c, n) : v_zero();
     UNROLL for (int i = 0; i < R; i++) {
-        x[i] = v_load_n(a->x + (r + i) * a->step + c, n);
+        const float *from = a->x + (r + i) * a->step + c;
+        __builtin_prefetch(from + far);
+        x[i] = v_load_n(from, n);
         if (about) x[i] = v_sub(x[i], pivot);
         xx[i] = v_mul(x[i], x[i]);
     }
@@ -55,11 +64,13 @@ INLINE vf gated(const norm_args *a, const gate_kind gate, int64_t at, int c, int
 }
 
 /* Sums of dz and dz*(x - mean). */
-INLINE void back_moments_of(const norm_args *a, const gate_kind gate, int64_t r, const int R, int c, int n)
+INLINE void back_moments_of(const norm_args *a, const gate_kind gate, int64_t r, const int R, int64_t far, int c, int n)
 {
     vf dz[SUM_ROWS], dot[SUM_ROWS], hi = v_set1(a->gate_high), mean = v_load_n(a->mean + c, n);
     UNROLL for (int i = 0; i < R; i++) {
         int64_t at = (r + i) * a->step + c;
+        __builtin_prefetch(a->x + at + far);
+        __builtin_prefetch(a->dy + at + far);
         vf x = v_load_n(a->x + at, n);
         dz[i] = gated(a, gate, at, c, n, x, hi);
         dot[i] = v_mul(dz[i], v_sub(x, mean));
@@ -75,9 +86,9 @@ INLINE void back_moments_of(const norm_args *a, const gate_kind gate, int64_t r,
 
 INLINE void moments_all(const norm_args *a, const bool about)
 {
-    int64_t r = 0;
-    for (; r + SUM_ROWS <= a->rows; r += SUM_ROWS) OVER_CHANNELS(c, n, moments_of(a, r, SUM_ROWS, about, c, n));
-    for (; r < a->rows; r++) OVER_CHANNELS(c, n, moments_of(a, r, 1, about, c, n));
+    int64_t r = 0, far = fetch_distance(a);
+    for (; r + SUM_ROWS <= a->rows; r += SUM_ROWS) OVER_CHANNELS(c, n, moments_of(a, r, SUM_ROWS, about, far, c, n));
+    for (; r < a->rows; r++) OVER_CHANNELS(c, n, moments_of(a, r, 1, about, far, c, n));
 }
 
 /* sum += */
@@ -89,9 +100,9 @@ static void moments(const norm_args *a)
 
 INLINE void back_moments_all(const norm_args *a, const gate_kind gate)
 {
-    int64_t r = 0;
-    for (; r + SUM_ROWS <= a->rows; r += SUM_ROWS) OVER_CHANNELS(c, n, back_moments_of(a, gate, r, SUM_ROWS, c, n));
-    for (; r < a->rows; r++) OVER_CHANNELS(c, n, back_moments_of(a, gate, r, 1, c, n));
+    int64_t r = 0, far = fetch_distance(a);
+    for (; r + SUM_ROWS <= a->rows; r += SUM_ROWS) OVER_CHANNELS(c, n, back_moments_of(a, gate, r, SUM_ROWS, far, c, n));
+    for (; r < a->rows; r++) OVER_CHANNELS(c, n, back_moments_of(a, gate, r, 1, far, c, n));
 }
 
 /* sum += */
