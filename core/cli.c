@@ -23,7 +23,7 @@ static const cli_option common_option[] = {
     { "conv", CLI_CHOICE, offsetof(cli_common, conv), NULL, "direct|im2col",
       "road of convolutions (direct, unless given)" },
     { "exact", CLI_FLAG, offsetof(cli_common, exact), NULL, NULL,
-      "inference without Winograd's convolutions, whose rounding is looser" },
+      "no convolutions by Winograd, whose rounding is looser" },
 };
 
 /* ---- nearest names --------------------------------------------------------------------------- */
