@@ -182,6 +182,7 @@ typedef struct nn_plan nn_plan;
 nn_plan *nn_plan_new(nn_graph *g, nn_mode mode, int batch, err *e);
 void     nn_plan_free(nn_plan *p);
 int      nn_plan_batch(const nn_plan *p);
+int      nn_plan_group(const nn_plan *p, int node);      /* images that go through node's step at a time */
 float   *nn_plan_input(nn_plan *p, int which);           /* batch,H,W,C of the which-th input node */
 const float *nn_plan_output(const nn_plan *p);           /* batch,H,W,C of g->output */
 const float *nn_plan_value(const nn_plan *p, int node);  /* NULL if the plan does not keep it */

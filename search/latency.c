@@ -2,7 +2,10 @@
  *
  * An entry is timed as the little network it will become: merged conv with bias, the explicit skip that
  * ends at its last node if a boundary lies inside the block (with its projection), and the activation
- * there, on the true feature size. Equal little networks are one measurement: the key is their text.
+ * there, on the true feature size, and for as many images at a time as the whole network takes through
+ * that layer: what is read from the cache there must not come from memory here, or layers with little
+ * arithmetic look dearer than they are (ResNet-20, batch 128: all entries alone add up to 1.4 times the
+ * whole network, and large kernels look cheap). Equal little networks are one measurement: the key is their text.
  * They are made when their turn to be timed comes, because the kernels of all of them together fill
  * gigabytes. */
 #include "search/search.h"
@@ -16,8 +19,10 @@
 enum { GROUP_PLANS = 64, WARM_MS = 10 };
 static const size_t group_bytes = (size_t)2 << 30;
 
-/* g: owned; NULL: to be made from row. */
-typedef struct { nn_graph *g; const search_entry *row; char *text; nn_timing timing; } candidate;
+/* g: owned; NULL: to be made from row. images: of one forward. timing: of the whole batch. */
+typedef struct { nn_graph *g; const search_entry *row; char *text; int images; nn_timing timing; } candidate;
+
+typedef struct { const search_chain *c; candidate *cand; int n, n_part; } work;
 
 /* Values that cost nothing to make (a merged kernel has up to 10^8 of them) and stay far from the
  * subnormal numbers, which would be slow. */
@@ -166,9 +171,16 @@ static void fill_inputs(nn_plan *plan, const nn_graph *g, int batch)
     }
 }
 
+/* Of all groups of the batch together. */
+static nn_timing of_batch(nn_timing t, double groups)
+{
+    t.median_ms *= groups;
+    t.stdev_ms *= groups;
+    return t;
+}
+
 /* Time candidates [from, …) while their plans fit; returns the end of the group, -1 on error. */
-static int time_group(const search_chain *c, candidate *cand, int from, int n, const search_latency_options *o, progress *p,
-                      err *e)
+static int time_group(work *w, int from, const search_latency_options *o, progress *p, err *e)
 {
     nn_graph *made[GROUP_PLANS] = { 0 };
     nn_plan *plan[GROUP_PLANS] = { 0 };
@@ -176,13 +188,13 @@ static int time_group(const search_chain *c, candidate *cand, int from, int n, c
     int count = 0;
     size_t bytes = 0;
     bool ok = true;
-    while (ok && from + count < n && count < GROUP_PLANS && (count == 0 || bytes < group_bytes)) {
-        const candidate *k = &cand[from + count];
-        nn_graph *g = k->g ? k->g : (made[count] = entry_graph(c, k->row, e));
-        plan[count] = g ? nn_plan_new(g, NN_INFER, o->batch, e) : NULL;
+    while (ok && from + count < w->n && count < GROUP_PLANS && (count == 0 || bytes < group_bytes)) {
+        const candidate *k = &w->cand[from + count];
+        nn_graph *g = k->g ? k->g : (made[count] = entry_graph(w->c, k->row, e));
+        plan[count] = g ? nn_plan_new(g, NN_INFER, k->images, e) : NULL;
         ok = plan[count] != NULL;
         if (ok) {
-            fill_inputs(plan[count], g, o->batch);
+            fill_inputs(plan[count], g, k->images);
             bytes += nn_plan_describe(plan[count]).arena_bytes;
             for (int i = 0; i < g->n_param; i++) bytes += (size_t)nn_param_count(&g->param[i]) * sizeof(float);
         }
@@ -194,7 +206,8 @@ static int time_group(const search_chain *c, candidate *cand, int from, int n, c
     time.ctx = p;
     ok = ok && nn_plan_time(plan, count, &time, timing, e);
     for (int k = 0; k < count; k++) {
-        if (ok) cand[from + k].timing = timing[k];
+        candidate *it = &w->cand[from + k];
+        if (ok) it->timing = of_batch(timing[k], (double)o->batch / it->images);
         nn_plan_free(plan[k]);
         nn_graph_free(made[k]);
     }
@@ -203,31 +216,73 @@ static int time_group(const search_chain *c, candidate *cand, int from, int n, c
 }
 
 /* The candidate that is the same little network, or a new one, which takes g. */
-static int intern(candidate *cand, int *n, nn_graph *g, const search_entry *row, const char *text, err *e)
+static int intern(work *w, nn_graph *g, const search_entry *row, int images, const char *text, err *e)
 {
-    for (int at = 0; at < *n; at++)
-        if (!strcmp(cand[at].text, text)) {
+    for (int at = 0; at < w->n; at++)
+        if (!strcmp(w->cand[at].text, text)) {
             nn_graph_free(g);
             return at;
         }
-    if (!(cand[*n].text = mem_text(text, e))) {
+    char *own = mem_text(text, e);
+    if (!own) {
         nn_graph_free(g);
         return -1;
     }
-    cand[*n].g = g;
-    cand[*n].row = row;
-    return (*n)++;
+    w->cand[w->n] = (candidate){ .g = g, .row = row, .images = images, .text = own };
+    return w->n++;
 }
 
-static int intern_entry(const search_chain *c, candidate *cand, int *n, const search_entry *row, err *e)
+/* Images that the whole network takes through chain conv l at a time. */
+static int images_at(const work *w, const nn_plan *whole, int l)
+{
+    return nn_plan_group(whole, w->c->pos[l < 1 ? 1 : l > w->c->L ? w->c->L : l].conv);
+}
+
+static int intern_entry(work *w, const nn_plan *whole, const search_entry *row, err *e)
 {
     buf text = { 0 };
-    entry_text(c, row, &text);
+    const int images = images_at(w, whole, row->end);
+    entry_text(w->c, row, &text);
+    buf_printf(&text, " images %d", images);
     int at = -1;
     if (text.failed) err_set(e, ERR_NOMEM, "no memory for the latency table");
-    else at = intern(cand, n, NULL, row, text.data, e);
+    else at = intern(w, NULL, row, images, text.data, e);
     buf_free(&text);
     return at;
+}
+
+/* The whole network is candidate 0; after it come the n_part pieces that no choice can change: before the
+ * chain, the pools between its convs, behind it. */
+static bool add_parts(work *w, const nn_plan *whole, err *e)
+{
+    const search_chain *c = w->c;
+    char name[32];
+    err none = { 0 };
+    nn_graph *g = nn_graph_copy(c->g, e);
+    if (!g || intern(w, g, NULL, nn_plan_batch(whole), "whole", e) < 0) return false;
+    for (int l = -1; l <= c->L; l++) {
+        g = l < 0 ? stem_graph(c, &none) : part_graph(c, c->node[l], l < c->L ? input_of(c, l + 1) : c->g->output, &none);
+        if (none.code) { *e = none; return false; }
+        snprintf(name, sizeof name, "part %d", l);
+        if (g && intern(w, g, NULL, images_at(w, whole, l + 1), name, e) < 0) return false;
+    }
+    w->n_part = w->n - 1;
+    return true;
+}
+
+/* of[r]: row r's candidate, -1: the identity, which costs nothing. */
+static bool add_all(work *w, const search_table *t, int batch, int *of, err *e)
+{
+    nn_graph *g = nn_graph_copy(w->c->g, e);
+    nn_plan *whole = g ? nn_plan_new(g, NN_INFER, batch, e) : NULL;
+    bool ok = whole && add_parts(w, whole, e);
+    for (int r = 0; ok && r < t->n; r++) {
+        of[r] = -1;
+        if (t->row[r].ker > 0) ok = (of[r] = intern_entry(w, whole, &t->row[r], e)) >= 0;
+    }
+    nn_plan_free(whole);
+    nn_graph_free(g);
+    return ok;
 }
 
 /* In whole nanoseconds: what the solver counts, what the table says. */
@@ -238,58 +293,35 @@ static void set_time(search_entry *row, const nn_timing *t, double scale)
     row->stdev_ms = t ? nearbyint(t->stdev_ms * scale * 1e6) / 1e6 : 0;
 }
 
-/* The whole network is candidate 0; after it come the *n_part pieces that no choice can change: before the
- * chain, the pools between its convs, behind it. */
-static bool add_parts(const search_chain *c, candidate *cand, int *n, int *n_part, err *e)
-{
-    char name[32];
-    err none = { 0 };
-    nn_graph *g = nn_graph_copy(c->g, e);
-    if (!g || intern(cand, n, g, NULL, "whole", e) < 0) return false;
-    for (int l = -1; l <= c->L; l++) {
-        g = l < 0 ? stem_graph(c, &none) : part_graph(c, c->node[l], l < c->L ? input_of(c, l + 1) : c->g->output, &none);
-        if (none.code) { *e = none; return false; }
-        snprintf(name, sizeof name, "part %d", l);
-        if (g && intern(cand, n, g, NULL, name, e) < 0) return false;
-    }
-    *n_part = *n - 1;
-    return true;
-}
-
 /* Entries alone, then the factor that makes the layers add up to the whole. */
-static bool set_times(search_table *t, const int *of, const candidate *cand, int n_part, search_fixed *fixed, err *e)
+static bool set_times(const work *w, search_table *t, const int *of, search_fixed *fixed, err *e)
 {
     int64_t layers;
-    for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &cand[of[r]].timing : NULL, 1);
+    for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &w->cand[of[r]].timing : NULL, 1);
     if (!search_base_time(t, &layers, e)) return false;
     double rest = 0;
-    for (int k = 1; k <= n_part; k++) rest += cand[k].timing.median_ms;
-    fixed->base_ms = cand[0].timing.median_ms;
+    for (int k = 1; k <= w->n_part; k++) rest += w->cand[k].timing.median_ms;
+    fixed->base_ms = w->cand[0].timing.median_ms;
     fixed->scale = fixed->base_ms / (rest + (double)layers / 1e6);
     fixed->fixed_ms = rest * fixed->scale;
-    for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &cand[of[r]].timing : NULL, fixed->scale);
+    for (int r = 0; r < t->n; r++) set_time(&t->row[r], of[r] >= 0 ? &w->cand[of[r]].timing : NULL, fixed->scale);
     return true;
 }
 
 bool search_measure(const search_chain *c, search_table *t, const search_latency_options *o,
                     search_fixed *fixed, err *e)
 {
-    int n = 0, n_part = 0, *of = mem_new((size_t)t->n, sizeof *of, e);
-    candidate *cand = mem_new((size_t)(t->n + c->L) + 3, sizeof *cand, e);
-    bool ok = of && cand && add_parts(c, cand, &n, &n_part, e);
-    for (int r = 0; ok && r < t->n; r++) {
-        of[r] = -1;
-        if (t->row[r].ker == 0) continue;                /* the identity costs nothing */
-        ok = (of[r] = intern_entry(c, cand, &n, &t->row[r], e)) >= 0;
+    int *of = mem_new((size_t)t->n, sizeof *of, e);
+    work w = { .c = c, .cand = mem_new((size_t)(t->n + c->L) + 3, sizeof *w.cand, e) };
+    bool ok = of && w.cand && add_all(&w, t, o->batch, of, e);
+    progress p = { o, 0, w.n };
+    for (int at = 0; ok && at < w.n; ) ok = (at = time_group(&w, at, o, &p, e)) > 0;
+    ok = ok && set_times(&w, t, of, fixed, e);
+    for (int k = 0; w.cand && k < w.n; k++) {
+        nn_graph_free(w.cand[k].g);
+        mem_free(w.cand[k].text);
     }
-    progress p = { o, 0, n };
-    for (int at = 0; ok && at < n; ) ok = (at = time_group(c, cand, at, n, o, &p, e)) > 0;
-    ok = ok && set_times(t, of, cand, n_part, fixed, e);
-    for (int k = 0; cand && k < n; k++) {
-        nn_graph_free(cand[k].g);
-        mem_free(cand[k].text);
-    }
-    mem_free(cand);
+    mem_free(w.cand);
     mem_free(of);
     return ok;
 }

@@ -143,8 +143,7 @@ typedef struct {
     void (*tick)(void *ctx, int done, int total); void *ctx;
 } search_latency_options;
 /* 3.3: what no choice can change (before the chain, its pools, behind it), the whole network, and the
- * factor that was put on every number so that fixed + sum of single layers = base: alone, a layer finds
- * its data in the cache more often than among the others. */
+ * factor that was put on every number so that fixed + sum of single layers = base (near 1). */
 typedef struct { double fixed_ms, base_ms, scale; } search_fixed;
 /* Fill time_ms, stdev_ms, time_ns of every entry; same shape, same number. */
 bool search_measure(const search_chain *c, search_table *t, const search_latency_options *o,
