@@ -9,7 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_TIGHTEN = 6, VERIFY_NOISE = 64 };
+enum { MAX_TIGHTEN = 8, VERIFY_NOISE = 64 };
+static const double close_enough = 0.01;                 /* budgets, as a share */
 
 typedef struct {                 /* what the stages hand to each other */
     const search_job *job;
@@ -187,33 +188,51 @@ static bool try_solution(run_state *s, const search_solution *solution, double *
     return ok;
 }
 
-/* The table predicts, the machine decides: solve, merge, measure, and lower the budget by what the
- * prediction missed until the measured latency is what was asked for. calibration.csv tells the story. */
+static bool solve_at(const run_state *s, int64_t budget, search_solution *out, err *e)
+{
+    search_solution_free(out);
+    if (!search_front_solve(s->front, &s->offered, budget, (int64_t)ceil(s->fixed.fixed_ms * 1e6), out, e)) return false;
+    return out->feasible || err_set(e, ERR_NEGATIVE, "a budget of %.4g ms is infeasible, the least feasible latency is %.4g ms",
+                                    (double)budget / 1e6, (double)out->least_ns / 1e6);
+}
+
+static void take(run_state *s, search_solution *found)
+{
+    search_solution_free(&s->solution);
+    s->solution = *found;
+    *found = (search_solution){ 0 };
+}
+
+/* The table predicts, the machine decides. A budget whose network measures too slow is lowered by what the
+ * prediction missed until one is fast enough; then what lies between the two is halved down to close_enough, so
+ * that nothing is removed without need. calibration.csv tells the story. */
 static bool solve_measured(run_state *s, err *e)
 {
     char path[4096];
     buf story = { 0 };
-    int64_t fixed = (int64_t)ceil(s->fixed.fixed_ms * 1e6);
-    int64_t budget = (int64_t)floor(wanted_ms(s, s->fixed.base_ms) * 1e6);
+    search_solution now = { 0 };
+    int64_t budget = (int64_t)floor(wanted_ms(s, s->fixed.base_ms) * 1e6), fast = 0, slow = 0;    /* 0: not found yet */
     bool ok = true;
     buf_puts(&story, "budget_ms,predicted_ms,base_ms,measured_ms\n");
-    for (int round = 0; ok; round++) {
-        double base, merged;
-        search_solution_free(&s->solution);
-        ok = search_front_solve(s->front, &s->offered, budget, fixed, &s->solution, e);
-        if (ok && !s->solution.feasible)
-            ok = err_set(e, ERR_NEGATIVE, "a budget of %.4g ms is infeasible, the least feasible latency is %.4g ms",
-                         (double)budget / 1e6, (double)s->solution.least_ns / 1e6);
-        ok = ok && try_solution(s, &s->solution, &base, &merged, e);
-        if (!ok) break;
-        buf_printf(&story, "%.6f,%.6f,%.6f,%.6f\n", (double)budget / 1e6, (double)s->solution.time_ns / 1e6, base, merged);
-        double wanted = wanted_ms(s, base);
-        say(s, round + 1, MAX_TIGHTEN, NULL);
-        if (merged <= wanted || round + 1 == MAX_TIGHTEN) break;
-        int64_t next = (int64_t)((double)s->solution.time_ns * wanted / merged);
-        if (next < s->solution.least_ns) break;          /* the best that this network can do */
-        budget = next;
+    for (int round = 0; ok && round < MAX_TIGHTEN; ) {
+        double base, merged, wanted;
+        if (!(ok = solve_at(s, budget, &now, e))) break;
+        if (fast && now.time_ns == s->solution.time_ns) fast = budget;
+        else {
+            if (!(ok = try_solution(s, &now, &base, &merged, e))) break;
+            buf_printf(&story, "%.6f,%.6f,%.6f,%.6f\n", (double)budget / 1e6, (double)now.time_ns / 1e6, base, merged);
+            say(s, ++round, MAX_TIGHTEN, NULL);
+            wanted = wanted_ms(s, base);
+            if (merged <= wanted) fast = budget;
+            else slow = now.time_ns;
+            if (!fast) budget = (int64_t)((double)now.time_ns * wanted / merged);
+            if (!fast || merged <= wanted) take(s, &now);
+        }
+        if (!slow || (fast && slow - fast < (int64_t)(close_enough * (double)slow))) break;
+        if (fast) budget = fast + (slow - fast) / 2;
+        if (budget < s->solution.least_ns) break;        /* the best that this network can do */
     }
+    search_solution_free(&now);
     if (ok) {
         snprintf(s->solution.method, sizeof s->solution.method, "%s", s->job->method->name);
         ok = file_write(at(s, "calibration.csv", path), story.data, story.len, e);
