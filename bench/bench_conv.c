@@ -127,10 +127,10 @@ static bool bench_new(bench *b, const layer *l, int batch, unsigned passes, err 
 
 static void pass(const bench *b, conv_pass which)
 {
-    conv_epilogue ep = { b->bias, NULL, ACT_RELU };
-    if (which == CONV_FORWARD) conv_forward(b->plan, b->x, b->packed, &ep, b->y, b->scratch);
+    conv_epilogue ep = { .bias = b->bias, .act = ACT_RELU };
+    if (which == CONV_FORWARD) conv_forward(b->plan, b->x, NULL, b->packed, &ep, b->y, b->scratch);
     else if (which == CONV_DATA_GRAD) conv_data_grad(b->plan, b->y, b->back, false, b->x, b->scratch);
-    else conv_weight_grad(b->plan, b->x, b->y, false, b->w, b->scratch);
+    else conv_weight_grad(b->plan, b->x, NULL, b->y, false, b->w, b->scratch);
 }
 
 /* Some outputs of each pass against their definition. */

@@ -34,7 +34,8 @@ int  conv_out_w(const conv_shape *s);
 bool conv_shape_check(const conv_shape *s, err *e);     /* positive sizes, groups divide, output >= 1 */
 int64_t conv_macs(const conv_shape *s);    /* nominal multiply-adds, padding counted */
 
-typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4 } conv_pass;
+/* CONV_PROLOGUE: forward and weight gradient will be given a prologue, where there can be one. */
+typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4, CONV_PROLOGUE = 8 } conv_pass;
 /* Unless core_options says exact, forward and data gradient of a 3×3 convolution may be Winograd's, if
  * that is faster for its shape: F(2×2,3×3), of noise wrong by at most 1e-6 of the largest output, or
  * F(4×4,3×3), by 3e-6 (tests/test_winograd.c).
@@ -54,21 +55,27 @@ void   conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float 
  * instruction set that core_init had started when the plan was made). */
 size_t conv_scratch_floats(const conv_plan *p);
 
+/* What happens to a value of x when it is read: act(x*scale[c] + shift[c]), not for ACT_SILU; padding stays
+ * 0. So a norm's output need not be stored. Only where conv_has_prologue says so: a value is then made
+ * for every time it is read, so kernels that read it few times from memory take part. */
+typedef struct { const float *scale, *shift; act_kind act; } conv_prologue;
+bool conv_has_prologue(const conv_shape *s);
+
 /* What happens to a sum before it is stored:  y = act(sum + bias[o] + residual[same place as y]).
  * residual may be the same memory as y. part: the rows of y are summed up while they are near (see
  * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0: so many times ROW_PART(o) doubles. */
 typedef struct { const float *bias, *residual; act_kind act; double *part; } conv_epilogue;
 int64_t conv_parts(const conv_plan *p);
 
-/* y (n,oh,ow,o). ep may be NULL (no bias, no residual, no activation). */
-void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
-                  float *y, float *scratch);
+/* y (n,oh,ow,o). pro may be NULL (x as it is), ep too (no bias, no residual, no activation). */
+void conv_forward(const conv_plan *p, const float *x, const conv_prologue *pro, const float *packed,
+                  const conv_epilogue *ep, float *y, float *scratch);
 /* dx (n,h,w,c) = or += gradient. packed: for CONV_DATA_GRAD. */
 void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bool accumulate,
                     float *dx, float *scratch);
 /* dw (o,c/groups,kh,kw) = or += gradient. */
-void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool accumulate,
-                      float *dw, float *scratch);
+void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *pro, const float *dy,
+                      bool accumulate, float *dw, float *scratch);
 
 /* ---- rows × channels: norms, activations, sums ------------------------------------------------ */
 /* rows = n*h*w; x[r*c + ch]. Sums over rows are formed in double in a fixed order. */
@@ -82,7 +89,7 @@ typedef struct { float *p; bool accumulate; } grad_out;
  *   y = act((x-mean)*invstd*gamma + beta + residual).
  * known: the sums of x, where somebody has them; else NULL. residual may be NULL. scratch:
  * bn_scratch_bytes(rows, c). y may be the residual's memory; x's only if the caller does not want
- * backward. */
+ * backward. y NULL: only the statistics are wanted. */
 size_t bn_scratch_bytes(int64_t rows, int c);
 void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, const float *gamma, const float *beta,
                 float eps, const float *residual, act_kind act, const bn_stats *st, float *y, void *scratch);

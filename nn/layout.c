@@ -97,6 +97,8 @@ static void add_values(nn_plan *p)
         p->value[i] = p->grad[i] = -1;
         if (nn_ops[g->node[i].op]->flags & NN_NO_STEP)   /* written at any time, once for many runs */
             p->value[i] = add_buffer(p, value_bytes(p, i), REFRESH, end);
+        else if (p->home[i] >= 0 && p->step[p->home[i]].lazy)
+            p->value[i] = p->value[p->step[p->home[i]].in[0]];
         else if (p->home[i] >= 0)
             p->value[i] = add_buffer(p, value_bytes(p, i), written(p, i), last_read(p, i, p->home[i]));
         if (p->value[i] >= 0)

@@ -82,6 +82,8 @@ typedef struct nn_step {
     int          reader;         /* TRAIN: step of the norm that wants y's sums; -1 */
     const struct nn_step *giver; /* TRAIN: whose sums this norm may take; NULL */
     row_sums     sums;           /* of y, for the reader; parts 0: it has to do without */
+    bool         lazy;           /* TRAIN: a norm whose only reader applies it; y is x, not written */
+    const struct nn_step *norm_in;       /* TRAIN: the lazy norm behind which x[0] is wanted; NULL */
     double       loss;           /* losses: mean over the batch, unweighted */
 } nn_step;
 
@@ -104,6 +106,7 @@ enum {
     NN_NO_STEP = 2048,           /* an input: nothing to compute */
     NN_ACT_ONLY = 4096,          /* fuses activations, not residuals */
     NN_GIVES_SUMS = 8192,        /* TRAIN: can sum up the rows of y while it makes them */
+    NN_APPLIES_NORM = 16384,     /* TRAIN: can apply the norm before it to what it reads, see conv_prologue */
 };
 
 typedef struct {
@@ -162,6 +165,8 @@ bool nn_conv_prepare(nn_step *s, err *e);
 void nn_conv_refresh(nn_step *s);
 void nn_conv_forward(nn_step *s, const nn_run *r);
 void nn_conv_backward(nn_step *s, const nn_run *r);
+/* What a norm of TRAIN has made of the batch's statistics. */
+conv_prologue nn_norm_prologue(const nn_step *norm);
 
 /* ---- plans ----------------------------------------------------------------------------------- */
 

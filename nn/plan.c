@@ -154,6 +154,18 @@ static void find_giver(const nn_plan *p, nn_step *s)
     }
 }
 
+/* A norm of TRAIN need not write its output down if the only step that reads it applies it. */
+static void find_lazy_norm(const nn_plan *p, const survey *v, nn_step *s)
+{
+    const int home = s->n_in ? p->home[s->in[0]] : -1;
+    if (p->mode != NN_TRAIN || !(s->op->flags & NN_APPLIES_NORM) || home < 0 || v->uses[s->in[0]] != 1)
+        return;
+    nn_step *norm = &p->step[home];
+    const conv_shape shape = nn_conv_window(s->node, s->src[0], s->batch);
+    norm->lazy = norm->op->flags & NN_IS_NORM && norm->residual < 0 && norm->act != ACT_SILU && conv_has_prologue(&shape);
+    s->norm_in = norm->lazy ? norm : NULL;
+}
+
 static void bind_params(const nn_plan *p, nn_step *s)
 {
     for (int k = 0; k < s->node->n_w; k++)
@@ -185,6 +197,7 @@ static void make_steps(nn_plan *p, survey *v, unsigned options)
         if (!(options & NN_PLAN_NO_FUSION)) {
             fuse(p, v, s);
             find_giver(p, s);
+            find_lazy_norm(p, v, s);
         }
         bind_params(p, s);
         p->home[s->out] = p->n_step++;

@@ -128,12 +128,12 @@ const float *nn_plan_output(const nn_plan *p)
     return nn_plan_at(p, p->value[p->alias[p->g->output]]);
 }
 
-/* A value is kept if it outlives the last forward step: then nobody has written over it. */
+/* A value is kept if it was written down at all and outlives the last forward step: then nobody has written over it. */
 const float *nn_plan_value(const nn_plan *p, int node)
 {
     if (node < 0 || node >= p->g->n_node)
         return NULL;
-    const int b = p->value[p->alias[node]];
+    const int i = p->alias[node], b = p->home[i] >= 0 && p->step[p->home[i]].lazy ? -1 : p->value[i];
     return b >= 0 && p->buffer[b].last >= p->n_step ? nn_plan_at(p, b) : NULL;
 }
 

@@ -88,7 +88,10 @@ typedef struct {
     conv_shape s;
     bool bias, residual, accumulate;
     act_kind act;
-    float *x, *w, *dy, *b, *r;
+    bool prologue;
+    act_kind before;             /* its activation */
+    float *x, *w, *dy, *b, *r, *scale, *shift;
+    float *prepared;             /* x behind the prologue, or x */
     double *y, *dx, *dw;         /* wanted, before epilogue and accumulation */
 } sample;
 
@@ -103,7 +106,12 @@ static void sample_fill(sample *t, uint64_t id)
     t->y = mem_new(ny, sizeof *t->y, NULL);
     t->dx = mem_new(nx, sizeof *t->dx, NULL);
     t->dw = mem_new(nw, sizeof *t->dw, NULL);
-    naive(&t->s, t->x, t->w, t->dy, t->y, t->dx, t->dw);
+    t->scale = noise((size_t)t->s.c, id * 8 + 5);
+    t->shift = noise((size_t)t->s.c, id * 8 + 6);
+    t->prepared = fenced_new(nx);
+    for (size_t i = 0, c = 0; i < nx; i++, c = (c + 1) % (size_t)t->s.c)
+        t->prepared[i] = t->prologue ? (float)naive_act(t->before, (double)fmaf(t->x[i], t->scale[c], t->shift[c])) : t->x[i];
+    naive(&t->s, t->prepared, t->w, t->dy, t->y, t->dx, t->dw);
     for (size_t i = 0; i < ny; i++) {
         double v = t->y[i] + (t->bias ? (double)t->b[i % (size_t)t->s.o] : 0) + (t->residual ? (double)t->r[i] : 0);
         t->y[i] = naive_act(t->act, v);
@@ -120,6 +128,9 @@ static void sample_drop(sample *t)
     CHECK(fenced_free(t->dy, count_y(&t->s)));
     CHECK(fenced_free(t->b, (size_t)t->s.o));
     CHECK(fenced_free(t->r, count_y(&t->s)));
+    CHECK(fenced_free(t->scale, (size_t)t->s.c));
+    CHECK(fenced_free(t->shift, (size_t)t->s.c));
+    CHECK(fenced_free(t->prepared, count_x(&t->s)));
     mem_free(t->y);
     mem_free(t->dx);
     mem_free(t->dw);
@@ -132,7 +143,10 @@ static bool run(const sample *t, unsigned passes, result *out)
 {
     err e = { 0 };
     size_t nx = count_x(&t->s), nw = count_w(&t->s), ny = count_y(&t->s);
-    conv_plan *p = conv_plan_new(&t->s, passes, &e);
+    const bool lazy = t->prologue && conv_has_prologue(&t->s);
+    const conv_prologue own = { t->scale, t->shift, t->before }, *pro = lazy ? &own : NULL;
+    const float *x = lazy ? t->x : t->prepared;
+    conv_plan *p = conv_plan_new(&t->s, passes | (lazy ? CONV_PROLOGUE : 0), &e);
     CHECK_OK(p, e);
     if (!p) return false;
     size_t ns = conv_scratch_floats(p);
@@ -147,7 +161,7 @@ static bool run(const sample *t, unsigned passes, result *out)
         float *packed = noise(np, 98);
         conv_pack(p, CONV_FORWARD, t->w, packed);
         if (t->residual) memcpy(out->y, t->r, ny * sizeof *out->y);   /* residual in place */
-        conv_forward(p, t->x, packed, t->bias || t->residual || t->act || ep.part ? &ep : NULL, out->y, scratch);
+        conv_forward(p, x, pro, packed, t->bias || t->residual || t->act || ep.part ? &ep : NULL, out->y, scratch);
         CHECK(fenced_free(packed, np));
     }
     if (passes & CONV_DATA_GRAD) {
@@ -160,7 +174,7 @@ static bool run(const sample *t, unsigned passes, result *out)
     }
     if (passes & CONV_WEIGHT_GRAD) {
         for (size_t i = 0; i < nw; i++) out->dw[i] = t->accumulate ? t->w[i] : NAN;
-        conv_weight_grad(p, t->x, t->dy, t->accumulate, out->dw, scratch);
+        conv_weight_grad(p, x, pro, t->dy, t->accumulate, out->dw, scratch);
     }
     CHECK(fenced_free(scratch, ns));
     conv_plan_free(p);
@@ -178,9 +192,9 @@ static void result_drop(const sample *t, result *r)
 static void describe(const sample *t, const char *where)
 {
     const conv_shape *s = &t->s;
-    fprintf(stderr, "  %s: n%d %dx%dx%d -> %d, k%dx%d s%dx%d p%d,%d,%d,%d d%dx%d g%d%s%s%s act %d\n", where, s->n, s->h, s->w,
+    fprintf(stderr, "  %s: n%d %dx%dx%d -> %d, k%dx%d s%dx%d p%d,%d,%d,%d d%dx%d g%d%s%s%s%s act %d\n", where, s->n, s->h, s->w,
             s->c, s->o, s->kh, s->kw, s->sh, s->sw, s->pt, s->pb, s->pl, s->pr, s->dh, s->dw, s->groups,
-            t->bias ? " bias" : "", t->residual ? " residual" : "", t->accumulate ? " accumulate" : "", t->act);
+            t->bias ? " bias" : "", t->prologue ? " prologue" : "", t->residual ? " residual" : "", t->accumulate ? " accumulate" : "", t->act);
 }
 
 /* Error of the sums that come with the outputs, over the largest: number of rows, sums, squares about the mean. */
@@ -260,7 +274,8 @@ static sample random_sample(uint64_t id)
         }
         if (!conv_shape_check(&s, NULL) || conv_macs(&s) > 3000000) continue;
         return (sample){ .s = s, .bias = rng_below(&r, 2), .residual = rng_below(&r, 2), .accumulate = rng_below(&r, 2),
-                         .act = (act_kind)rng_below(&r, ACT_COUNT) };
+                         .act = (act_kind)rng_below(&r, ACT_COUNT), .prologue = rng_below(&r, 2),
+                         .before = (act_kind)rng_below(&r, ACT_SILU) };
     }
 }
 
@@ -291,7 +306,8 @@ enum { KNOWN = sizeof known / sizeof *known, RANDOM = 120 };
 
 static sample known_sample(int i)
 {
-    return (sample){ .s = known[i], .bias = true, .residual = i % 3 == 0, .accumulate = i % 2, .act = i % 2 ? ACT_RELU : ACT_NONE };
+    return (sample){ .s = known[i], .bias = true, .residual = i % 3 == 0, .accumulate = i % 2, .act = i % 2 ? ACT_RELU : ACT_NONE,
+                      .prologue = true, .before = ACT_RELU6 };
 }
 
 static void every_sample(void (*body)(sample *, const char *), const char *where)
@@ -391,6 +407,34 @@ static void threads_do_not_change_a_bit_on(const char *road)
 static void threads_do_not_change_a_bit(void) { threads_do_not_change_a_bit_on("direct"); }
 static void threads_do_not_change_a_bit_of_im2col(void) { threads_do_not_change_a_bit_on("im2col"); }
 
+static int prologues;
+
+static void same_without_prologue(sample *t, const char *where)
+{
+    if (!t->prologue || !conv_has_prologue(&t->s)) return;
+    result lazy, eager;
+    sample plain = *t;
+    int before = test_bad;
+    plain.prologue = false;
+    plain.x = t->prepared;
+    prologues++;
+    run(t, CONV_FORWARD | CONV_WEIGHT_GRAD, &lazy);
+    run(&plain, CONV_FORWARD | CONV_WEIGHT_GRAD, &eager);
+    CHECK(!memcmp(lazy.y, eager.y, count_y(&t->s) * sizeof *lazy.y));
+    CHECK(!memcmp(lazy.dw, eager.dw, count_w(&t->s) * sizeof *lazy.dw));
+    if (test_bad > before) describe(t, where);
+    result_drop(t, &lazy);
+    result_drop(&plain, &eager);
+}
+
+static void a_prologue_changes_no_bit(void)
+{
+    prologues = 0;
+    if (!start(NULL, NULL, 2)) { CHECK(false); return; }
+    every_sample(same_without_prologue, "prologue");
+    CHECK(prologues > 5);
+}
+
 static void a_nan_in_the_image_survives_the_activation(void)
 {
     for (int act = ACT_NONE; act < ACT_COUNT; act++)
@@ -398,7 +442,7 @@ static void a_nan_in_the_image_survives_the_activation(void)
             if (!start(NULL, NULL, 1)) { CHECK(false); return; }
             sample t = { .s = { 1, 9, 9, 20, 20, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, depthwise ? 20 : 1 }, .bias = true, .act = (act_kind)act };
             sample_fill(&t, 5);
-            t.x[(4 * 9 + 4) * 20 + 7] = NAN;
+            t.prepared[(4 * 9 + 4) * 20 + 7] = NAN;
             result r;
             run(&t, CONV_FORWARD, &r);
             for (int i = 0; i < 81; i++) {
@@ -474,6 +518,7 @@ int main(void)
     RUN(the_reference_equals_loops);
     RUN(threads_do_not_change_a_bit);
     RUN(threads_do_not_change_a_bit_of_im2col);
+    RUN(a_prologue_changes_no_bit);
     RUN(a_nan_in_the_image_survives_the_activation);
     RUN(shapes_that_cannot_be_are_refused);
     RUN(a_plan_without_memory_is_an_error_and_leaks_nothing);

@@ -452,7 +452,8 @@ static void values_that_outlive_the_forward_can_be_read(void)
     CHECK(nn_plan_value(infer, 0) == nn_plan_input(infer, 0));
     CHECK(!nn_plan_value(infer, nn_graph_find(g, "conv1")));             /* fused away */
     CHECK(!nn_plan_value(infer, nn_graph_find(g, "act1")));              /* written over */
-    CHECK(nn_plan_value(train, nn_graph_find(g, "act1")));               /* backward reads it */
+    CHECK(nn_plan_value(train, nn_graph_find(g, "conv1")));              /* backward reads it */
+    CHECK(!nn_plan_value(train, nn_graph_find(g, "act1")));              /* its reader applies norm and activation */
     CHECK(!nn_plan_value(infer, -1) && !nn_plan_value(infer, g->n_node));
     CHECK(!nn_plan_input(infer, 1) && nn_plan_input(train, 1));
     nn_plan_free(infer);

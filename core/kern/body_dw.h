@@ -4,31 +4,47 @@
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
+/* The prologue of one vector of channels; nobody asks where there is none. */
+typedef struct { vf scale, shift, lo, hi; } dw_pro;
+
+INLINE dw_pro dw_prologue(const bool full, const dw_args *d, int c, int n)
+{
+    if (!d->scale) return (dw_pro){ 0 };
+    return (dw_pro){ dw_load(d->scale + c, full, n), dw_load(d->shift + c, full, n), v_set1(d->in_lo), v_set1(d->in_hi) };
+}
+
+INLINE vf dw_pixel(const float *p, const bool full, int n, const dw_pro *in)
+{
+    vf v = dw_load(p, full, n);
+    if (in) v = v_min(in->hi, v_max(in->lo, v_fma(v, in->scale, in->shift)));
+    return v_held(v);
+}
+
 /* Bits of the pixels that T outputs read through W taps. */
 #define DW_PIXELS(T, S, W) ((1u << (((T) - 1) * (S) + (W))) - 1)
 
-INLINE void dw_taps(const int T, const int S, const int W, const bool full, int n, const float *x, int64_t x_step,
-                    const float *w, int64_t w_step, uint32_t live, vf *acc)
+INLINE void dw_taps(const int T, const int S, const int W, const bool full, int n, const dw_pro *in, const float *x,
+                    int64_t x_step, const float *w, int64_t w_step, uint32_t live, vf *acc)
 {
     vf tap[CHUNK_TAPS];
     UNROLL for (int b = 0; b < W; b++) tap[b] = dw_load(w + b * w_step, full, n);
     UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
         if (!(live >> j & 1)) continue;
-        vf v = v_held(dw_load(x + j * x_step, full, n));
+        vf v = dw_pixel(x + j * x_step, full, n, in);
         UNROLL for (int b = 0; b < W; b++)
             if (j >= b && (j - b) % S == 0 && (j - b) / S < T) acc[(j - b) / S] = v_fma(v, tap[b], acc[(j - b) / S]);
     }
 }
 
-INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, const float *x, int64_t x_step,
-                          const float *w, int64_t w_step, const dw_chunk *k, vf *acc)
+INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
+                          int64_t x_step, const float *w, int64_t w_step, const dw_chunk *k, vf *acc)
 {
     switch (k->taps) {
-    case 1: dw_taps(T, S, 1, full, n, x, x_step, w, w_step, k->live, acc); break;
-    case 2: dw_taps(T, S, 2, full, n, x, x_step, w, w_step, k->live, acc); break;
-    case 3: dw_taps(T, S, 3, full, n, x, x_step, w, w_step, k->live, acc); break;
-    case 4: dw_taps(T, S, 4, full, n, x, x_step, w, w_step, k->live, acc); break;
-    default: dw_taps(T, S, 5, full, n, x, x_step, w, w_step, k->live, acc); break;
+    case 1: dw_taps(T, S, 1, full, n, in, x, x_step, w, w_step, k->live, acc); break;
+    case 2: dw_taps(T, S, 2, full, n, in, x, x_step, w, w_step, k->live, acc); break;
+    case 3: dw_taps(T, S, 3, full, n, in, x, x_step, w, w_step, k->live, acc); break;
+    case 4: dw_taps(T, S, 4, full, n, in, x, x_step, w, w_step, k->live, acc); break;
+    default: dw_taps(T, S, 5, full, n, in, x, x_step, w, w_step, k->live, acc); break;
     }
 }
 
@@ -49,42 +65,44 @@ INLINE void dw_store(const int T, const bool full, const dw_args *d, int c, int 
 }
 
 /* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any. */
-INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_args *d, int c, int n)
+INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool pro, const dw_args *d,
+                      int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *w = d->w + c;
+    const dw_pro own = dw_prologue(full, d, c, n), *in = pro ? &own : NULL;
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) UNROLL for (int a = 0; a < 3; a++)
-        dw_taps(T, S, W, full, n, x + d->at + a * x_row, x_step, w + a * w_row, w_step, live, acc);
+        dw_taps(T, S, W, full, n, in, x + d->at + a * x_row, x_step, w + a * w_row, w_step, live, acc);
     else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
-            dw_chunk_taps(T, S, full, n, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
+            dw_chunk_taps(T, S, full, n, in, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
     dw_store(T, full, d, c, n, W ? T : d->count, acc);
 }
 
-INLINE void dw_channels(const int T, const int S, const int W, const uint32_t live, const dw_args *d)
+INLINE void dw_channels(const int T, const int S, const int W, const uint32_t live, const bool pro, const dw_args *d)
 {
     int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_vector(T, S, W, live, true, d, c, LANES);
-    if (c < d->channels) dw_vector(T, S, 0, 0, false, d, c, d->channels - c);
+    for (; c + LANES <= d->channels; c += LANES) dw_vector(T, S, W, live, true, pro, d, c, LANES);
+    if (c < d->channels) dw_vector(T, S, 0, 0, false, pro, d, c, d->channels - c);
 }
 
-INLINE void dw_body(const int T, const int S, const dw_args *d)
+INLINE void dw_body(const int T, const int S, const bool pro, const dw_args *d)
 {
     const uint32_t all = DW_PIXELS(T, S, 3);
     bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
     uint32_t live = three ? d->chunk->live : 0;
-    if (three && live == all) dw_channels(T, S, 3, all, d);
-    else if (three && live == (all & ~1u)) dw_channels(T, S, 3, all & ~1u, d);
-    else if (three && live == all >> 1) dw_channels(T, S, 3, all >> 1, d);
-    else if (three && live == (all >> 1 & ~1u)) dw_channels(T, S, 3, all >> 1 & ~1u, d);
-    else dw_channels(T, S, 0, 0, d);
+    if (three && live == all) dw_channels(T, S, 3, all, pro, d);
+    else if (three && live == (all & ~1u)) dw_channels(T, S, 3, all & ~1u, pro, d);
+    else if (three && live == all >> 1) dw_channels(T, S, 3, all >> 1, pro, d);
+    else if (three && live == (all >> 1 & ~1u)) dw_channels(T, S, 3, all >> 1 & ~1u, pro, d);
+    else dw_channels(T, S, 0, 0, pro, d);
 }
 
 /* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
-INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full, int n, const float *x, int64_t x_step,
-                          const vf *g, float *sum, int64_t sum_step, uint32_t live)
+INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full, int n, const dw_pro *in,
+                          const float *x, int64_t x_step, const vf *g, float *sum, int64_t sum_step, uint32_t live)
 {
     vf acc[CHUNK_TAPS][2];
     UNROLL for (int b = 0; b < W; b++) {
@@ -93,7 +111,7 @@ INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full
     }
     UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
         if (!(live >> j & 1)) continue;
-        vf v = v_held(dw_load(x + j * x_step, full, n));
+        vf v = dw_pixel(x + j * x_step, full, n, in);
         UNROLL for (int b = 0; b < W; b++) {
             int t = (j - b) / S;
             if (j >= b && (j - b) % S == 0 && t < T) acc[b][t % 2] = v_fma(v, g[t], acc[b][t % 2]);
@@ -102,56 +120,68 @@ INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full
     UNROLL for (int b = 0; b < W; b++) v_store(sum + b * sum_step, v_add(acc[b][0], acc[b][1]));
 }
 
-INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, const float *x, int64_t x_step, const vf *g,
-                           float *sum, int64_t sum_step, const dw_chunk *k)
+INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
+                           int64_t x_step, const vf *g, float *sum, int64_t sum_step, const dw_chunk *k)
 {
     switch (k->taps) {
-    case 1: dw_wgrad_taps(T, S, 1, full, n, x, x_step, g, sum, sum_step, k->live); break;
-    case 2: dw_wgrad_taps(T, S, 2, full, n, x, x_step, g, sum, sum_step, k->live); break;
-    case 3: dw_wgrad_taps(T, S, 3, full, n, x, x_step, g, sum, sum_step, k->live); break;
-    case 4: dw_wgrad_taps(T, S, 4, full, n, x, x_step, g, sum, sum_step, k->live); break;
-    default: dw_wgrad_taps(T, S, 5, full, n, x, x_step, g, sum, sum_step, k->live); break;
+    case 1: dw_wgrad_taps(T, S, 1, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
+    case 2: dw_wgrad_taps(T, S, 2, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
+    case 3: dw_wgrad_taps(T, S, 3, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
+    case 4: dw_wgrad_taps(T, S, 4, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
+    default: dw_wgrad_taps(T, S, 5, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
     }
 }
 
-INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_args *d, int c, int n)
+INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool pro, const dw_args *d,
+                            int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *dy = d->dy + c;
     float *sum = d->sum + c;
+    const dw_pro own = dw_prologue(full, d, c, n), *in = pro ? &own : NULL;
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) UNROLL for (int a = 0; a < 3; a++)
-        dw_wgrad_taps(T, S, W, full, n, x + d->at + a * x_row, x_step, g, sum + a * w_row, w_step, live);
+        dw_wgrad_taps(T, S, W, full, n, in, x + d->at + a * x_row, x_step, g, sum + a * w_row, w_step, live);
     else for (int a = 0; a < d->rows; a++, x += x_row, sum += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
-            dw_wgrad_chunk(T, S, full, n, x + k->x, x_step, g, sum + k->w * w_step, w_step, k);
+            dw_wgrad_chunk(T, S, full, n, in, x + k->x, x_step, g, sum + k->w * w_step, w_step, k);
 }
 
-INLINE void dw_wgrad_channels(const int T, const int S, const int W, const uint32_t live, const dw_args *d)
+INLINE void dw_wgrad_channels(const int T, const int S, const int W, const uint32_t live, const bool pro, const dw_args *d)
 {
     int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_wgrad_vector(T, S, W, live, true, d, c, LANES);
-    if (c < d->channels) dw_wgrad_vector(T, S, 0, 0, false, d, c, d->channels - c);
+    for (; c + LANES <= d->channels; c += LANES) dw_wgrad_vector(T, S, W, live, true, pro, d, c, LANES);
+    if (c < d->channels) dw_wgrad_vector(T, S, 0, 0, false, pro, d, c, d->channels - c);
 }
 
-INLINE void dw_wgrad_body(const int T, const int S, const dw_args *d)
+INLINE void dw_wgrad_body(const int T, const int S, const bool pro, const dw_args *d)
 {
     const uint32_t all = DW_PIXELS(T, S, 3);
     bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
     uint32_t live = three ? d->chunk->live : 0;
-    if (three && live == all) dw_wgrad_channels(T, S, 3, all, d);
-    else if (three && live == (all & ~1u)) dw_wgrad_channels(T, S, 3, all & ~1u, d);
-    else if (three && live == all >> 1) dw_wgrad_channels(T, S, 3, all >> 1, d);
-    else if (three && live == (all >> 1 & ~1u)) dw_wgrad_channels(T, S, 3, all >> 1 & ~1u, d);
-    else dw_wgrad_channels(T, S, 0, 0, d);
+    if (three && live == all) dw_wgrad_channels(T, S, 3, all, pro, d);
+    else if (three && live == (all & ~1u)) dw_wgrad_channels(T, S, 3, all & ~1u, pro, d);
+    else if (three && live == all >> 1) dw_wgrad_channels(T, S, 3, all >> 1, pro, d);
+    else if (three && live == (all >> 1 & ~1u)) dw_wgrad_channels(T, S, 3, all >> 1 & ~1u, pro, d);
+    else dw_wgrad_channels(T, S, 0, 0, pro, d);
 }
 
-/* The arguments are copied, or every store of a result might have changed them. */
+/* The arguments are copied, or every store of a result might have changed them. The prologue is compiled apart. */
 #define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
 #define X(I, T, S) \
-    static void dw_##T##_##S(const dw_args *d) { const dw_args own = *d; dw_body(T, S, &own); } \
-    static void dw_wgrad_##T##_##S(const dw_args *d) { const dw_args own = *d; dw_wgrad_body(T, S, &own); }
+    static void dw_##T##_##S(const dw_args *d) \
+    { \
+        const dw_args own = *d; \
+        if (own.scale) dw_body(T, S, true, &own); \
+        else dw_body(T, S, false, &own); \
+    } \
+    static void dw_wgrad_##T##_##S(const dw_args *d) \
+    { \
+        const dw_args own = *d; \
+        if (own.scale) dw_wgrad_body(T, S, true, &own); \
+        else dw_wgrad_body(T, S, false, &own); \
+    }
 WIDTHS(X)
 #undef X
 

@@ -2,10 +2,6 @@
  * be. Per-channel numbers come as patterns: `width` floats that repeat along the rows (a whole
  * number of rows), so that few channels still fill a vector. */
 
-/* Clamps for the ReLU kinds; none: the whole line. */
-INLINE vf act_low(act_kind act) { return v_set1(act == ACT_RELU || act == ACT_RELU6 ? 0 : -INFINITY); }
-INLINE vf act_high(act_kind act) { return v_set1(act == ACT_RELU6 ? 6 : INFINITY); }
-
 /* ---- sums over rows ------------------------------------------------------------------------------ */
 
 /* Four rows are added up as floats, in pairs, then in double. They lie side by side, so memory is read
@@ -127,7 +123,7 @@ INLINE void affine_vector(const norm_args *a, int64_t at, int c, int n, vf lo, v
 
 INLINE void affine_all(const norm_args *a, const bool silu)
 {
-    vf lo = act_low(a->act), hi = act_high(a->act);
+    vf lo = v_set1(act_low(a->act)), hi = v_set1(act_high(a->act));
     for (int64_t i = 0; i < a->count; i += a->width) {
         int c = 0, width = (int)kern_min(a->width, a->count - i);
         for (; c + LANES <= width; c += LANES) affine_vector(a, i + c, c, LANES, lo, hi, silu);

@@ -47,18 +47,19 @@ typedef struct { wino_plan *wino; tile_plan **tile; dw_plan **dw; int M, n; size
 struct conv_plan {
     conv_shape s;
     road_kind road;
+    bool prologue;
     gather_set forward, back;
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
     im2col_plan *im2col;
 };
 
-static bool set_add(gather_set *set, const gather *g, const conv_shape *s, err *e)
+static bool set_add(gather_set *set, const gather *g, const conv_shape *s, bool prologue, err *e)
 {
     if (set->dw) {
         if (!(set->dw[set->n] = dw_plan_new(g, s, set->packed, e))) return false;
         set->packed += dw_packed_floats(set->dw[set->n++]);
     } else {
-        if (!(set->tile[set->n] = tile_plan_new(g, s, set->packed, e))) return false;
+        if (!(set->tile[set->n] = tile_plan_new(g, s, prologue, set->packed, e))) return false;
         set->packed += tile_packed_floats(set->tile[set->n++]);
     }
     return true;
@@ -86,7 +87,7 @@ static bool set_new(gather_set *set, conv_plan *p, conv_pass pass, err *e)
     if (g && p->road == DEPTHWISE) set->dw = mem_new(phases, sizeof *set->dw, e);
     if (g && p->road == DIRECT) set->tile = mem_new(phases, sizeof *set->tile, e);
     int n = set->dw || set->tile ? gathers_new(s, pass, g, e) : 0, i = 0;
-    while (i < n && set_add(set, &g[i], s, e)) i++;
+    while (i < n && set_add(set, &g[i], s, p->prologue && pass == CONV_FORWARD, e)) i++;
     if (i < n) gathers_free(g + i + 1, n - i - 1);
     mem_free(g);
     return n && i == n;
@@ -110,12 +111,12 @@ static void set_pack(const gather_set *set, const float *w, float *packed)
     }
 }
 
-static void set_run(const gather_set *set, const float *x, const float *packed, const conv_epilogue *ep,
-                    float *y, float *scratch)
+static void set_run(const gather_set *set, const float *x, const conv_prologue *pro, const float *packed,
+                    const conv_epilogue *ep, float *y, float *scratch)
 {
     if (set->wino) wino_run(set->wino, x, packed, ep, y, scratch);
-    else if (set->dw) dw_run(set->dw, set->n, x, packed, ep, y);
-    else tile_run(set->tile, set->n, x, packed, ep, y, scratch);
+    else if (set->dw) dw_run(set->dw, set->n, x, pro, packed, ep, y);
+    else tile_run(set->tile, set->n, x, pro, packed, ep, y, scratch);
 }
 
 static size_t set_scratch(const gather_set *set)
@@ -133,7 +134,7 @@ static bool roads_new(conv_plan *p, unsigned passes, err *e)
     if (p->road == IM2COL) return (p->im2col = im2col_plan_new(&p->s, e));
     if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, CONV_FORWARD, e)) return false;
     if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, CONV_DATA_GRAD, e)) return false;
-    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, e));
+    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, e));
 }
 
 static road_kind road_for(const conv_shape *s)
@@ -144,6 +145,16 @@ static road_kind road_for(const conv_shape *s)
     return s->groups > 1 && s->groups == s->c && s->groups == s->o ? DEPTHWISE : DIRECT;
 }
 
+/* Dense 1×1 kernels see each value of a unit many times and prepare it once; of depthwise kernels the small
+ * ones are as fast as memory anyway. */
+bool conv_has_prologue(const conv_shape *s)
+{
+    const bool one = s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr;
+    const road_kind road = road_for(s);
+    return (road == DIRECT && one && s->groups == 1 && (int64_t)s->n * s->h * s->w <= INT32_MAX)
+        || (road == DEPTHWISE && s->kh * s->kw <= 9);
+}
+
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
 {
     if (!conv_shape_check(s, e)) return NULL;
@@ -151,6 +162,7 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     if (!p) return NULL;
     p->s = *s;
     p->road = road_for(s);
+    p->prologue = passes & CONV_PROLOGUE && conv_has_prologue(s);
     if (!roads_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
 }
@@ -207,14 +219,14 @@ int64_t conv_parts(const conv_plan *p)
     return f->tile ? tile_parts(*f->tile) : f->dw ? dw_parts(*f->dw) : 0;
 }
 
-void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
-                  float *y, float *scratch)
+void conv_forward(const conv_plan *p, const float *x, const conv_prologue *pro, const float *packed,
+                  const conv_epilogue *ep, float *y, float *scratch)
 {
     conv_epilogue none = { .act = ACT_NONE };
     if (!ep) ep = &none;
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
     else if (p->road == IM2COL) im2col_forward(p->im2col, x, packed, ep, y, scratch);
-    else set_run(&p->forward, x, packed, ep, y, scratch);
+    else set_run(&p->forward, x, pro, packed, ep, y, scratch);
 }
 
 void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bool accumulate,
@@ -223,14 +235,14 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
     if (p->road == REFERENCE) { ref_conv_data_grad(&p->s, dy, packed, accumulate, dx); return; }
     if (p->road == IM2COL) { im2col_data_grad(p->im2col, dy, packed, accumulate, dx, scratch); return; }
     conv_epilogue ep = { .residual = accumulate ? dx : NULL, .act = ACT_NONE };
-    set_run(&p->back, dy, packed, &ep, dx, scratch);
+    set_run(&p->back, dy, NULL, packed, &ep, dx, scratch);
 }
 
-void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool accumulate,
-                      float *dw, float *scratch)
+void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *pro, const float *dy,
+                      bool accumulate, float *dw, float *scratch)
 {
     if (p->road == REFERENCE) ref_conv_weight_grad(&p->s, x, dy, accumulate, dw);
     else if (p->road == IM2COL) im2col_weight_grad(p->im2col, x, dy, accumulate, dw, scratch);
-    else if (p->road == DEPTHWISE) dw_wgrad_run(*p->forward.dw, x, dy, accumulate, dw, scratch);
-    else wgrad_run(p->wgrad, x, dy, accumulate, dw, scratch);
+    else if (p->road == DEPTHWISE) dw_wgrad_run(*p->forward.dw, x, pro, dy, accumulate, dw, scratch);
+    else wgrad_run(p->wgrad, x, pro, dy, accumulate, dw, scratch);
 }

@@ -41,13 +41,13 @@ enum { PIECES = 32, PIECE_MACS = 1 << 17 };
 /* One gather on the register tile. Phases of one pass run together; their packed weights lie one
  * after another, each from packed_at on. */
 typedef struct tile_plan tile_plan;
-tile_plan *tile_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);   /* takes the gather over */
+tile_plan *tile_plan_new(const gather *g, const conv_shape *s, bool prologue, size_t packed_at, err *e);   /* takes the gather over */
 void   tile_plan_free(tile_plan *p);
 size_t tile_packed_floats(const tile_plan *p);
 void   tile_pack(const tile_plan *p, const float *w_oihw, float *packed);
 size_t tile_scratch_floats(const tile_plan *p);
 int64_t tile_parts(const tile_plan *p);                 /* of ep->part, forward */
-void   tile_run(tile_plan *const *phase, int phases, const float *x, const float *packed,
+void   tile_run(tile_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
                 const conv_epilogue *ep, float *y, float *scratch);
 
 /* Forward or data gradient of 3×3 kernels, stride 1, as F(M×M,3×3). */
@@ -63,11 +63,11 @@ void   wino_run(const wino_plan *p, const float *x, const float *packed, const c
                 float *scratch);
 
 typedef struct wgrad_plan wgrad_plan;
-wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e);
+wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, err *e);
 void   wgrad_plan_free(wgrad_plan *p);
 size_t wgrad_scratch_floats(const wgrad_plan *p);
-void   wgrad_run(const wgrad_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
-                 float *scratch);
+void   wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate,
+                 float *dw, float *scratch);
 
 typedef struct dw_plan dw_plan;                         /* one gather of a depthwise convolution */
 dw_plan *dw_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);       /* takes the gather over */
@@ -75,12 +75,12 @@ void   dw_plan_free(dw_plan *p);
 size_t dw_packed_floats(const dw_plan *p);
 int64_t dw_parts(const dw_plan *p);
 void   dw_pack(const dw_plan *p, const float *w_oihw, float *packed);
-void   dw_run(dw_plan *const *phase, int phases, const float *x, const float *packed,
+void   dw_run(dw_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
               const conv_epilogue *ep, float *y);
 /* For the plan of the forward gather only. */
 size_t dw_wgrad_scratch_floats(const dw_plan *p);
-void   dw_wgrad_run(const dw_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
-                    float *scratch);
+void   dw_wgrad_run(const dw_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate,
+                    float *dw, float *scratch);
 
 typedef struct im2col_plan im2col_plan;                 /* all passes by unfolding */
 im2col_plan *im2col_plan_new(const conv_shape *s, err *e);

@@ -63,6 +63,7 @@ typedef struct {
     tile_plan *const *phase; int phases;
     const tile_plan *p;          /* of the task at hand */
     const float *x, *packed;
+    const conv_prologue *pro;
     const conv_epilogue *ep;
     float *y, *scratch, lo, hi;
     size_t own;                  /* scratch of one worker, whichever phase it is at */
@@ -224,6 +225,9 @@ static void run_task(const tile_job *j, int64_t i, int worker)
         if (p->copy) {
             copy_unit(p, u, j->x, own);
             x = own;
+        } else if (j->pro) {
+            affine_forward(u.cols, (int)ic, x, j->pro->scale, j->pro->shift, NULL, j->pro->act, own);
+            x = own;
         }
         fetch next = { 0 };
         if (k + 1 < u1) {
@@ -247,12 +251,11 @@ static void run_phase(void *ctx, int64_t i, int worker)
     if (i / j.phases < tasks_of(j.p)) run_task(&j, i / j.phases, worker);
 }
 
-void tile_run(tile_plan *const *phase, int phases, const float *x, const float *packed,
+void tile_run(tile_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
               const conv_epilogue *ep, float *y, float *scratch)
 {
-    tile_job j = { .phase = phase, .phases = phases, .x = x, .packed = packed, .ep = ep, .y = y, .scratch = scratch,
-                   .lo = ep->act == ACT_RELU || ep->act == ACT_RELU6 ? 0 : -INFINITY,
-                   .hi = ep->act == ACT_RELU6 ? 6 : INFINITY };
+    tile_job j = { .phase = phase, .phases = phases, .x = x, .pro = pro, .packed = packed, .ep = ep, .y = y, .scratch = scratch,
+                   .lo = act_low(ep->act), .hi = act_high(ep->act) };
     int64_t most = 0;
     for (int i = 0; i < phases; i++) {
         most = kern_max(most, tasks_of(phase[i]));

@@ -50,6 +50,7 @@ struct tile_plan {
     int32_t *ox, *oy;            /* of all lists */
     int workers;
     int parts;                   /* blocks of a row of taps; 0: sums are not cut */
+    bool prologue;               /* flat 1×1 only: a unit is prepared in the room of the copy */
     size_t copy_floats, sum_floats, packed_at;           /* copy and sums of one worker */
     int64_t input_floats;        /* that a unit reads, at most */
 };

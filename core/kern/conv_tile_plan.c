@@ -40,6 +40,8 @@ static void flatten_pointwise(gather *g)
 /* Units of at least UNIT_PIXELS where there are as many and at most UNIT_MOST, that read no more
  * than UNIT_FLOATS or copy COPY_FLOATS (COPY_LONG where sums are long), and as many as make PIECES tasks together with the panels. */
 enum { UNIT_PIXELS = 96, UNIT_MOST = 1024, UNIT_FLOATS = 1 << 17, COPY_FLOATS = 1 << 15, COPY_LONG = 1 << 17 };
+/* … a unit with a prologue is there twice. */
+enum { PROLOGUE_FLOATS = 1 << 15 };
 
 /* total in pieces of about equal size, at_most or less: of the sizes down to half of that the one
  * that lets pairs of pieces finish soonest. */
@@ -73,7 +75,7 @@ static void cut_units(tile_plan *p)
     bool far = is_long(g);
     int64_t map = (int64_t)g->qh * g->qw, all = g->groups * panel_count(g->o);
     int64_t tasks = kern_min(tasks_wanted(g), far ? kern_max(LONG_TASKS, all) : PIECES), panels = kern_min(tasks, all);
-    int64_t most = kern_min(UNIT_MOST, UNIT_FLOATS / ((int64_t)g->c * g->groups * g->sh * g->sw));
+    int64_t most = kern_min(UNIT_MOST, (p->prologue ? PROLOGUE_FLOATS : UNIT_FLOATS) / ((int64_t)g->c * g->groups * g->sh * g->sw));
     int64_t want = kern_max(UNIT_PIXELS, kern_min(map * g->n * panels / tasks, most));
     if (want >= map * g->n && panels > 1 && panels % 2) want = kern_div_up(map * g->n, 2);
     p->imgs = even(g->n, (int)kern_max(1, want / map));
@@ -308,12 +310,13 @@ static void cut_sums(tile_plan *p)
     p->sum_floats = (size_t)(p->imgs * p->rows * p->cols * wide);
 }
 
-tile_plan *tile_plan_new(const gather *from, const conv_shape *s, size_t packed_at, err *e)
+tile_plan *tile_plan_new(const gather *from, const conv_shape *s, bool prologue, size_t packed_at, err *e)
 {
     tile_plan *p = mem_new(1, sizeof *p, e);
     if (!p) { mem_free(from->row); return NULL; }
     p->g = *from;
     p->s = *s;
+    p->prologue = prologue;
     p->packed_at = packed_at;
     p->workers = par_threads();
     gather *g = &p->g;
@@ -323,6 +326,7 @@ tile_plan *tile_plan_new(const gather *from, const conv_shape *s, size_t packed_
     p->src_h = p->copy ? gather_span(p->rows, g->sh, g->row, g->th) : g->ih;
     int64_t ic = (int64_t)g->c * g->groups;
     if (p->copy) p->copy_floats = (size_t)kern_div_up((int64_t)p->imgs * p->src_h * p->src_w * ic, 16) * 16;
+    if (p->prologue) p->copy_floats = (size_t)kern_div_up(p->cols * ic, 16) * 16;
     p->input_floats = p->rows < g->qh ? (int64_t)gather_span(p->rows, g->sh, g->row, g->th) * g->iw * ic
                     : (int64_t)p->imgs * g->ih * kern_min(g->iw, (int64_t)p->cols * g->sw) * ic;
     if (!make_runs(p, e) || !make_lists(p, e)) goto failed;

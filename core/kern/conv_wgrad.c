@@ -22,7 +22,7 @@ struct wgrad_plan {
     int units_n, units_h, blocks;
     int panels;                  /* of all groups */
     int64_t group_floats;        /* sums of one group */
-    bool near, copy_dy, copy_x;
+    bool near, copy_dy, copy_x, prologue;
     int workers;
     int64_t dy_floats, x_floats, own_floats;             /* of one worker: slices of a unit; all, sums too */
 };
@@ -86,16 +86,17 @@ static void plan_copies(wgrad_plan *p)
     p->copy_dy = p->near && s->o > 2 * kern.lanes;
     p->copy_x = p->near && s->c > 2 * TILE_MAX;
     p->dy_floats = p->copy_dy ? (int64_t)p->imgs * p->rows * p->OW * 2 * kern.lanes : 0;
-    p->x_floats = p->copy_x ? p->imgs * rows_read(s, p->rows) * s->w * TILE_MAX : 0;
+    p->x_floats = p->copy_x || p->prologue ? p->imgs * rows_read(s, p->rows) * s->w * (p->copy_x ? TILE_MAX : s->c) : 0;
     p->own_floats = p->dy_floats + p->x_floats + (p->blocks == 1 ? panel_floats(p, 1) : 0);
     p->workers = par_threads();
 }
 
-wgrad_plan *wgrad_plan_new(const conv_shape *s, err *e)
+wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, err *e)
 {
     wgrad_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
     p->s = *s;
+    p->prologue = prologue;
     if (s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr)
         make_one_image(&p->s);
     p->OH = conv_out_h(&p->s);
@@ -125,6 +126,7 @@ size_t wgrad_scratch_floats(const wgrad_plan *p)
 typedef struct {
     const wgrad_plan *p;
     const float *x, *dy;
+    const conv_prologue *pro;
     bool accumulate;
     float *dw, *sums, *own;      /* sums of all blocks; memory of the workers */
 } wgrad_job;
@@ -179,6 +181,14 @@ static void copy_x(const wgrad_job *j, const visit *u, int c0)
                    s->c, TILE_MAX, u->x + n * pixels * TILE_MAX);
 }
 
+/* All of the unit, as the prologue says: 1×1, so its pixels lie side by side. */
+static void prepare_x(const wgrad_job *j, const visit *u)
+{
+    const conv_shape *s = &j->p->s;
+    affine_forward((int64_t)u->imgs * u->lines * s->w, s->c, j->x + ((int64_t)u->n0 * s->h + u->h0) * s->w * s->c,
+                   j->pro->scale, j->pro->shift, NULL, j->pro->act, u->x);
+}
+
 /* One tap of one tile: in-channels c0 … c0+height. */
 static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int height)
 {
@@ -189,9 +199,9 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
     inside(0, p->OW, s->sw, ow, s->w, &q0, &q1);
     fetch_some(&u->next);
     if (u->add && (l1 == l0 || q1 == q0)) return;
-    const float *x = p->copy_x ? u->x : j->x + ((int64_t)u->n0 * s->h + u->h0) * s->w * s->c + u->group * p->cg + c0;
+    const float *x = p->copy_x ? u->x : (j->pro ? u->x : j->x + ((int64_t)u->n0 * s->h + u->h0) * s->w * s->c) + u->group * p->cg + c0;
     const float *dy = p->copy_dy ? u->dy : j->dy + ((int64_t)u->n0 * p->OH + u->r0) * p->OW * s->o + u->group * p->og + u->v.first;
-    int64_t xc = p->copy_x ? TILE_MAX : s->c, xh = p->copy_x ? u->lines : s->h;
+    int64_t xc = p->copy_x ? TILE_MAX : s->c, xh = p->copy_x || j->pro ? u->lines : s->h;
     int64_t dc = p->copy_dy ? 2 * kern.lanes : s->o, dh = p->copy_dy ? u->rows : p->OH;
     wtile_args t = {
         .x = x + ((int64_t)(l0 * s->sh + oh - u->h0) * s->w + q0 * s->sw + ow) * xc,
@@ -212,6 +222,7 @@ static void sum_unit(const wgrad_job *j, visit *u)
     const wgrad_plan *p = j->p;
     int n = tile_count(p->cg, u->v.nv);
     if (p->copy_dy) copy_dy(j, u);
+    if (j->pro) prepare_x(j, u);
     for (int k = 0; k < n; k++) {
         int c0 = k * p->cg / n, c1 = (k + 1) * p->cg / n;
         if (p->copy_x) copy_x(j, u, c0);
@@ -302,10 +313,10 @@ static void add_blocks(void *ctx, int64_t i, int worker)
              j->sums + p->group_floats * (which / per_group) + panel_floats(p, which % per_group));
 }
 
-void wgrad_run(const wgrad_plan *p, const float *x, const float *dy, bool accumulate, float *dw,
-               float *scratch)
+void wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate,
+               float *dw, float *scratch)
 {
-    wgrad_job j = { .p = p, .x = x, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch,
+    wgrad_job j = { .p = p, .x = x, .pro = pro, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch,
                     .own = scratch + shared_floats(p) };
     par_for((int64_t)p->blocks * p->panels, sum_block, &j);
     if (p->blocks > 1) par_for((int64_t)p->panels * chunks_of(p), add_blocks, &j);

@@ -157,11 +157,21 @@ static dw_args tile_at(const dw_plan *p, const dw_piece *q, int i, int r, int64_
                       .chunks = p->chunks, .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
 }
 
+static void add_prologue(dw_args *d, const conv_prologue *pro, int c0)
+{
+    if (!pro) return;
+    d->scale = pro->scale + c0;
+    d->shift = pro->shift + c0;
+    d->in_lo = act_low(pro->act);
+    d->in_hi = act_high(pro->act);
+}
+
 /* ---- forward and data gradient ---------------------------------------------------------------- */
 
 typedef struct {
     dw_plan *const *phase; int phases;
     const float *x, *packed;
+    const conv_prologue *pro;
     const conv_epilogue *ep;
     float *y, lo, hi;
 } dw_job;
@@ -177,6 +187,7 @@ static void run_tile(const dw_job *j, const dw_plan *p, const dw_piece *q, int i
     d.y_step = g->y_col;
     d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
     d.residual = j->ep->residual ? j->ep->residual + at : NULL;
+    add_prologue(&d, j->pro, q->c0);
     d.lo = j->lo;
     d.hi = j->hi;
     kern.dw[p->width][p->inner - 1](&d);
@@ -206,11 +217,11 @@ static void run_task(void *ctx, int64_t task, int worker)
     if (j->ep->part) sum_piece(j, &p->g, &q, task / p->parts);
 }
 
-void dw_run(dw_plan *const *phase, int phases, const float *x, const float *packed, const conv_epilogue *ep, float *y)
+void dw_run(dw_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
+            const conv_epilogue *ep, float *y)
 {
-    dw_job j = { .phase = phase, .phases = phases, .x = x, .packed = packed, .ep = ep, .y = y,
-                 .lo = ep->act == ACT_RELU || ep->act == ACT_RELU6 ? 0 : -INFINITY,
-                 .hi = ep->act == ACT_RELU6 ? 6 : INFINITY };
+    dw_job j = { .phase = phase, .phases = phases, .x = x, .packed = packed, .pro = pro, .ep = ep, .y = y,
+                 .lo = act_low(ep->act), .hi = act_high(ep->act) };
     int64_t most = 0;
     for (int i = 0; i < phases; i++) most = kern_max(most, (int64_t)phase[i]->g.n * phase[i]->bands * phase[i]->parts);
     par_for(most * phases, run_task, &j);
@@ -221,6 +232,7 @@ void dw_run(dw_plan *const *phase, int phases, const float *x, const float *pack
 typedef struct {
     const dw_plan *p;
     const float *x, *dy;
+    const conv_prologue *pro;
     bool accumulate;
     float *dw, *sums;
 } dw_wjob;
@@ -252,6 +264,7 @@ static void sum_block(void *ctx, int64_t i, int worker)
                 d.dy = j->dy + ((q.n * g->qh + r) * g->qw + p->tile[t].first) * g->groups + q.c0;
                 d.y_step = g->groups;
                 d.sum = sums + a0 * d.w_row + q.c0;
+                add_prologue(&d, j->pro, q.c0);
                 kern.dw_wgrad[p->width][p->inner - 1](&d);
             }
     }
@@ -272,9 +285,10 @@ static void add_blocks(void *ctx, int64_t part, int worker)
         }
 }
 
-void dw_wgrad_run(const dw_plan *p, const float *x, const float *dy, bool accumulate, float *dw, float *scratch)
+void dw_wgrad_run(const dw_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate, float *dw,
+                  float *scratch)
 {
-    dw_wjob j = { .p = p, .x = x, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch };
+    dw_wjob j = { .p = p, .x = x, .pro = pro, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch };
     par_for((int64_t)p->blocks * p->parts, sum_block, &j);
     par_for(p->parts, add_blocks, &j);
 }

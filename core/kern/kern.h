@@ -7,6 +7,8 @@
 #ifndef LM_KERN_INTERNAL_H
 #define LM_KERN_INTERNAL_H
 
+#include <math.h>
+
 #include "core/kern.h"
 
 /* ---- register tiles of dense convolution: body_conv.h ----------------------------------------- */
@@ -51,7 +53,8 @@ extern const int dw_widths[DW_WIDTHS];                  /* outputs of one tile: 
 
 /* A tile, for all t < count and c < channels.
  * dw:       y[t*y_step + c] = clamp(bias[c] + sum of x·w + residual)
- * dw_wgrad: sum[tap][c] += x·dy[t*y_step + c]; sum is strided as w, each tap padded to whole vectors. */
+ * dw_wgrad: sum[tap][c] += x·dy[t*y_step + c]; sum is strided as w, each tap padded to whole vectors.
+ * With scale, x is clamp(x*scale[c] + shift[c]) between in_lo and in_hi. */
 typedef struct {
     const float *x;
     int64_t x_row, w_row, x_step, w_step, y_step;       /* from a tap row, pixel, tap, output to the next */
@@ -62,6 +65,8 @@ typedef struct {
     float lo, hi, *y;
     const float *dy;
     float *sum;
+    const float *scale, *shift;                         /* of the prologue, or NULL */
+    float in_lo, in_hi;
 } dw_args;
 
 /* ---- Winograd's transforms: body_wino.h --------------------------------------------------------- */
@@ -196,6 +201,9 @@ void ref_conv_weight_grad(const conv_shape *s, const float *x, const float *dy, 
                           float *dw);
 
 float act_value(act_kind act, float v);                 /* a NaN survives */
+/* What the clamping activations clamp to; of the others infinity. */
+static inline float act_low(act_kind act) { return act == ACT_RELU || act == ACT_RELU6 ? 0 : -INFINITY; }
+static inline float act_high(act_kind act) { return act == ACT_RELU6 ? 6 : INFINITY; }
 
 static inline int64_t kern_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t kern_max(int64_t a, int64_t b) { return a > b ? a : b; }

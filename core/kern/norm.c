@@ -189,6 +189,7 @@ void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, cons
         st->scale[i] = (float)((double)gamma[i] * s);
         st->shift[i] = (float)((double)beta[i] - m * (double)gamma[i] * s);
     }
+    if (!y) return;
     j.a.p0 = pattern_of(&j, 0, st->scale);
     j.a.p1 = pattern_of(&j, 1, st->shift);
     j.a.residual = residual;

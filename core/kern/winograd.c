@@ -271,8 +271,7 @@ static void finish(const wino_job *j, int64_t tile, int o, panel v, const float 
     wino_out_args a = { .m = m, .plane = p->out_plane, .y = j->y + y, .y_row = (int64_t)j->OW * p->s.o, .y_col = p->s.o,
                         .bias = j->ep->bias ? j->ep->bias + o : NULL, .residual = j->ep->residual ? j->ep->residual + y : NULL,
                         .rows = (int)kern_min(p->M, j->OH - at.h), .cols = (int)kern_min(p->M, j->OW - at.w),
-                        .nv = v.nv, .lanes = v.lanes, .lo = act == ACT_RELU || act == ACT_RELU6 ? 0 : -INFINITY,
-                        .hi = act == ACT_RELU6 ? 6 : INFINITY };
+                        .nv = v.nv, .lanes = v.lanes, .lo = act_low(act), .hi = act_high(act) };
     kern.wino_out[p->M == 4](&a);
     for (int r = 0; act == ACT_SILU && r < a.rows; r++)
         for (int c = 0; c < a.cols; c++) silu_in_place(a.y + r * a.y_row + c * a.y_col, (v.nv - 1) * kern.lanes + v.lanes);

@@ -27,7 +27,7 @@ static bool batchnorm_prepare(nn_step *s, err *e)
         nn_ask(s, SHIFT, NN_ALWAYS, row);
         return true;
     }
-    nn_ask(s, STATS, s->active ? NN_FORWARD_TO_BACKWARD : NN_AT_FORWARD, 5 * row);
+    nn_ask(s, STATS, s->active || s->lazy ? NN_FORWARD_TO_BACKWARD : NN_AT_FORWARD, 5 * row);
     nn_ask(s, SCRATCH, NN_AT_FORWARD, scratch);
     if (s->active)
         nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, scratch);
@@ -52,6 +52,12 @@ static bn_stats stats_of(const nn_step *s)
     return (bn_stats){ .mean = p, .var = p + c, .invstd = p + 2 * c, .scale = p + 3 * c, .shift = p + 4 * c };
 }
 
+conv_prologue nn_norm_prologue(const nn_step *norm)
+{
+    const bn_stats st = stats_of(norm);
+    return (conv_prologue){ st.scale, st.shift, norm->act };
+}
+
 /* running = (1-m) running + m batch */
 static void follow(nn_step *s, const bn_stats *st, double m)
 {
@@ -73,7 +79,8 @@ static void batchnorm_forward(nn_step *s, const nn_run *r)
     }
     const bn_stats st = stats_of(s);
     const row_sums *known = s->giver && s->giver->sums.parts ? &s->giver->sums : NULL;
-    bn_forward(rows, c, s->x[0], known, s->w[0]->x, s->w[1]->x, s->node->attr.eps, s->res, s->act, &st, s->y, s->mem[SCRATCH].p);
+    bn_forward(rows, c, s->x[0], known, s->w[0]->x, s->w[1]->x, s->node->attr.eps, s->res, s->act, &st, s->lazy ? NULL : s->y,
+               s->mem[SCRATCH].p);
     follow(s, &st, r->momentum >= 0 ? r->momentum : (double)s->node->attr.momentum);
 }
 

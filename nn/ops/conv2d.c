@@ -40,6 +40,8 @@ bool nn_conv_prepare(nn_step *s, err *e)
 {
     const conv_shape shape = nn_conv_window(s->node, s->src[0], s->batch);
     unsigned passes = CONV_FORWARD;
+    if (s->norm_in)
+        passes |= CONV_PROLOGUE;
     if (s->active)
         passes |= CONV_WEIGHT_GRAD | (s->want[0] ? CONV_DATA_GRAD : 0);
     s->conv = conv_plan_new(&shape, passes, e);
@@ -92,9 +94,19 @@ void nn_conv_refresh(nn_step *s)
     conv_pack(s->conv, CONV_FORWARD, fold(s), s->mem[PACKED].p);
 }
 
+/* NULL: x[0] as it is. */
+static const conv_prologue *prologue_of(const nn_step *s, conv_prologue *own)
+{
+    if (!s->norm_in)
+        return NULL;
+    *own = nn_norm_prologue(s->norm_in);
+    return own;
+}
+
 void nn_conv_forward(nn_step *s, const nn_run *r)
 {
     (void)r;
+    conv_prologue pro;
     conv_epilogue ep = { .residual = s->res, .act = s->act };
     if (s->mode == NN_INFER)
         ep.bias = s->w[1] || s->norm >= 0 ? s->mem[BIAS].p : NULL;
@@ -104,13 +116,14 @@ void nn_conv_forward(nn_step *s, const nn_run *r)
         ep.part = s->mem[SUMS].p;
         s->sums = (row_sums){ ep.part, ep.part ? conv_parts(s->conv) : 0 };
     }
-    conv_forward(s->conv, s->x[0], s->mem[PACKED].p, &ep, s->y, s->mem[SCRATCH].p);
+    conv_forward(s->conv, s->x[0], prologue_of(s, &pro), s->mem[PACKED].p, &ep, s->y, s->mem[SCRATCH].p);
 }
 
 void nn_conv_backward(nn_step *s, const nn_run *r)
 {
     (void)r;
-    conv_weight_grad(s->conv, s->x[0], s->dy, s->dw[0].accumulate, s->dw[0].p,
+    conv_prologue pro;
+    conv_weight_grad(s->conv, s->x[0], prologue_of(s, &pro), s->dy, s->dw[0].accumulate, s->dw[0].p,
                      s->mem[SCRATCH_BACK].p);
     if (s->w[1])
         channel_sum(nn_rows(s, s->node), s->node->attr.out, s->dy, s->dw[1].accumulate, s->dw[1].p,
@@ -124,7 +137,7 @@ void nn_conv_backward(nn_step *s, const nn_run *r)
 
 const nn_op nn_op_conv2d = {
     .name = "conv2d", .onnx = "Conv",
-    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM | NN_GIVES_SUMS,
+    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM | NN_GIVES_SUMS | NN_APPLIES_NORM,
     .attrs = NN_HAS(out) | NN_HAS(k) | NN_HAS(stride) | NN_HAS(pad) | NN_HAS(dilation)
            | NN_HAS(groups) | NN_HAS(bias) | NN_HAS(fixed),
     .in_min = 1, .in_max = 1,

@@ -47,10 +47,22 @@ void conv_pack(const conv_plan *p, conv_pass pass, const float *w, float *packed
     memcpy(packed, w, conv_packed_floats(p, pass) * sizeof *w);
 }
 
+static double activate(act_kind act, double v)
+{
+    return act == ACT_RELU ? fmax(v, 0) : act == ACT_RELU6 ? fmin(fmax(v, 0), 6) : v;
+}
+
+bool conv_has_prologue(const conv_shape *s) { return s->c > 0; }
+
+static double prepared(const float *x, int64_t at, const conv_prologue *pro, int c)
+{
+    return pro ? activate(pro->act, x[at] * pro->scale[at % c] + pro->shift[at % c]) : x[at];
+}
+
 /* One loop for all passes: every product of an input, a weight and an output, each of which may be
  * written. */
-static void convolve(const conv_shape *s, const float *x, const float *w, const float *dy, float *y,
-                     float *dx, float *dw)
+static void convolve(const conv_shape *s, const float *x, const conv_prologue *pro, const float *w,
+                     const float *dy, float *y, float *dx, float *dw)
 {
     const int OH = conv_out_h(s), OW = conv_out_w(s), ci = s->c / s->groups, co = s->o / s->groups;
     for (int n = 0; n < s->n; n++)
@@ -69,17 +81,12 @@ static void convolve(const conv_shape *s, const float *x, const float *w, const 
                                 const int64_t at_w = ((o * ci + c) * s->kh + i) * s->kw + j;
                                 const int64_t at_y = ((n * OH + oh) * OW + ow) * s->o + o;
                                 if (y)
-                                    y[at_y] += x[at_x] * w[at_w];
+                                    y[at_y] += prepared(x, at_x, pro, s->c) * w[at_w];
                                 if (dx)
                                     dx[at_x] += dy[at_y] * w[at_w];
                                 if (dw)
-                                    dw[at_w] += dy[at_y] * x[at_x];
+                                    dw[at_w] += dy[at_y] * prepared(x, at_x, pro, s->c);
                             }
-}
-
-static double activate(act_kind act, double v)
-{
-    return act == ACT_RELU ? fmax(v, 0) : act == ACT_RELU6 ? fmin(fmax(v, 0), 6) : v;
 }
 
 /* From the output. */
@@ -88,15 +95,15 @@ static double slope(act_kind act, double y)
     return act == ACT_NONE ? 1 : act == ACT_RELU ? y > 0 : y > 0 && y < 6;
 }
 
-void conv_forward(const conv_plan *p, const float *x, const float *packed, const conv_epilogue *ep,
-                  float *y, float *scratch)
+void conv_forward(const conv_plan *p, const float *x, const conv_prologue *pro, const float *packed,
+                  const conv_epilogue *ep, float *y, float *scratch)
 {
     const conv_shape *s = &p->s;
     const int64_t count = (int64_t)s->n * conv_out_h(s) * conv_out_w(s) * s->o;
     (void)scratch;
     for (int64_t i = 0; i < count; i++)
         y[i] = ep && ep->bias ? ep->bias[i % s->o] : 0;
-    convolve(s, x, packed, NULL, y, NULL, NULL);
+    convolve(s, x, pro, packed, NULL, y, NULL, NULL);
 }
 
 void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bool accumulate,
@@ -106,16 +113,16 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
     (void)scratch;
     for (int64_t i = 0; i < (int64_t)s->n * s->h * s->w * s->c && !accumulate; i++)
         dx[i] = 0;
-    convolve(s, NULL, packed, dy, NULL, dx, NULL);
+    convolve(s, NULL, NULL, packed, dy, NULL, dx, NULL);
 }
 
-void conv_weight_grad(const conv_plan *p, const float *x, const float *dy, bool accumulate,
-                      float *dw, float *scratch)
+void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *pro, const float *dy,
+                      bool accumulate, float *dw, float *scratch)
 {
     (void)scratch;
     for (size_t i = 0; i < conv_packed_floats(p, CONV_FORWARD) && !accumulate; i++)
         dw[i] = 0;
-    convolve(&p->s, x, NULL, dy, NULL, NULL, dw);
+    convolve(&p->s, x, pro, NULL, dy, NULL, NULL, dw);
 }
 
 static void put(grad_out g, int64_t i, double v)
@@ -143,7 +150,7 @@ void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, cons
         st->invstd[k] = 1 / sqrt(var + eps);
         st->scale[k] = st->invstd[k] * gamma[k];
         st->shift[k] = beta[k] - mean * st->scale[k];
-        for (int64_t i = k; i < rows * c; i += c)
+        for (int64_t i = k; y && i < rows * c; i += c)
             y[i] = activate(act, (x[i] - mean) * st->scale[k] + beta[k] + (residual ? residual[i] : 0));
     }
 }
