@@ -74,18 +74,18 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
     }
 }
 
-INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
+INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wtile_args *t, vf acc[][2])
 {
-    vf acc[TILE_MAX][2];
-    UNROLL for (int i = 0; i < MR; i++)
-        UNROLL for (int v = 0; v < NV; v++)
-            acc[i][v] = t->add ? v_load(t->sum + (i * NV + v) * LANES) : v_zero();
     for (int n = 0; n < t->imgs; n++)
         for (int l = 0; l < t->lines; l++) {
             const float *x = t->x + n * t->x_img + l * t->x_line;
             const float *dy = t->dy + n * t->dy_img + l * t->dy_line;
             for (int q = t->count; q > 0; q--, x += t->x_step, dy += t->dy_step) {
                 vf d[2];
+                if (AHEAD) {
+                    __builtin_prefetch(x + t->x_ahead, 0, 2);
+                    UNROLL for (int v = 0; v < NV; v++) __builtin_prefetch(dy + t->dy_ahead + v * LANES, 0, 2);
+                }
                 UNROLL for (int v = 0; v < NV; v++) d[v] = v_load_n(dy + v * LANES, v == NV - 1 ? t->lanes : LANES);
                 UNROLL for (int i = 0; i < MR; i++) {
                     vf b = v_set1(x[i]);
@@ -93,6 +93,16 @@ INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
                 }
             }
         }
+}
+
+INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
+{
+    vf acc[TILE_MAX][2];
+    UNROLL for (int i = 0; i < MR; i++)
+        UNROLL for (int v = 0; v < NV; v++)
+            acc[i][v] = t->add ? v_load(t->sum + (i * NV + v) * LANES) : v_zero();
+    if (t->x_ahead || t->dy_ahead) wtile_pixels(MR, NV, true, t, acc);
+    else wtile_pixels(MR, NV, false, t, acc);
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
 }

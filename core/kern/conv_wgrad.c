@@ -5,6 +5,9 @@
  * units it visits every tile of in-channels and every tap. The sums of the blocks are then added in
  * order. Padding costs nothing: each tap sums over the pixels that it finds inside the image.
  *
+ * Where sums are few and pixels many, pixels come from far: then a task is one block and all panels,
+ * so that each unit is fetched once, while the one before it is summed.
+ *
  * A tile reads a few channels of each pixel. Where pixels have many, those few are first copied
  * side by side into memory of the worker: the panel's slice of dy for all tiles and taps, the
  * tile's slice of x for all taps.
@@ -22,15 +25,17 @@ struct wgrad_plan {
     int units_n, units_h, blocks;
     int panels;                  /* of all groups */
     int64_t group_floats;        /* sums of one group */
-    bool near, copy_dy, copy_x, prologue;
+    bool near, together, copy_dy, copy_x, prologue;
     int workers;
     int64_t dy_floats, x_floats, own_floats;             /* of one worker: slices of a unit; all, sums too */
 };
 
 /* Each visit of a tile loads and stores its sums, so a unit has at least FEWEST pixels, more where
  * the sums of a panel come from far, and is as large as lets its UNIT_FLOATS stay in the cache. Where
- * many taps read the same slices, it has about NEAR_PIXELS, so that these stay in the nearest. */
-enum { FEWEST = 128, UNIT_FLOATS = 1 << 16, SUMS_FAR = 1 << 16, NEAR_PIXELS = 192, NEAR_SUMS_FAR = 1 << 18, NEAR_CHANNELS = 16 };
+ * many taps read the same slices, it has about NEAR_PIXELS, so that these stay in the nearest. All sums
+ * together are few up to SUMS_NEAR. */
+enum { FEWEST = 128, UNIT_FLOATS = 1 << 16, SUMS_FAR = 1 << 16, NEAR_PIXELS = 192, NEAR_SUMS_FAR = 1 << 18, NEAR_CHANNELS = 16,
+       SUMS_NEAR = 1 << 14 };
 
 static int64_t panel_floats(const wgrad_plan *p, int i)
 {
@@ -62,6 +67,7 @@ static int64_t unit_rows(const wgrad_plan *p, int64_t most)
     int64_t sums = panel_floats(p, 1), row = (int64_t)p->OW * s->o + (int64_t)s->sh * s->w * s->c;
     if (p->near)
         return kern_max((sums > NEAR_SUMS_FAR ? 2 : 1) * NEAR_PIXELS / p->OW, kern_min(s->kh, p->OH));
+    if (p->together) return kern_div_up(FEWEST, p->OW);
     return kern_max(kern_div_up(sums > SUMS_FAR ? 4 * FEWEST : FEWEST, p->OW), kern_min(UNIT_FLOATS / row, most));
 }
 
@@ -70,14 +76,16 @@ static void plan_units(wgrad_plan *p)
     const conv_shape *s = &p->s;
     /* Blocks: enough for PIECES/2 tasks, but their sums should not outweigh what is summed. */
     int64_t map = (int64_t)p->OH * p->OW, work = conv_macs(s) / PIECE_MACS, sums = p->group_floats * s->groups;
-    int64_t want = kern_max(1, kern_min(kern_div_up(kern_min(PIECES / 2, work), p->panels),
-                                        kern_div_up(s->n * map * (s->c + s->o), sums)));
+    int64_t values = s->n * map * (s->c + s->o);
+    p->together = !p->near && sums <= SUMS_NEAR && values >= PIECES * sums;
+    int64_t want = kern_max(1, kern_min(kern_div_up(kern_min(PIECES / 2, work), p->together ? 1 : p->panels), kern_div_up(values, sums)));
     int64_t rows = unit_rows(p, (int64_t)s->n * p->OH / want);
     p->imgs = (int)kern_max(1, kern_min(s->n, rows / p->OH));
     p->rows = (int)kern_div_up(p->OH, kern_div_up(p->OH, kern_min(rows, p->OH)));
     p->units_n = (int)kern_div_up(s->n, p->imgs);
     p->units_h = (int)kern_div_up(p->OH, p->rows);
     p->blocks = (int)kern_min(want, (int64_t)p->units_n * p->units_h);
+    p->together &= p->blocks > 1;
 }
 
 static void plan_copies(wgrad_plan *p)
@@ -139,7 +147,8 @@ typedef struct {
     panel v;
     bool add;                    /* to sums of units before */
     float *sums, *x, *dy;        /* of the panel; copies */
-    fetch next;
+    fetch next;                  /* x of the unit that follows */
+    bool more;                   /* it follows, and what it reads lies side by side with this one's */
 } visit;
 
 /* Output positions [*q0, *q1) of [from, to) whose tap lies inside [0, size). */
@@ -197,6 +206,7 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
     int oh = a * s->dh - s->pt, ow = b * s->dw - s->pl, l0, l1, q0, q1, wide = u->v.nv * kern.lanes;
     inside(u->r0, u->r0 + u->rows, s->sh, oh, s->h, &l0, &l1);
     inside(0, p->OW, s->sw, ow, s->w, &q0, &q1);
+    const bool fetches = u->more && a + b == 0;
     fetch_some(&u->next);
     if (u->add && (l1 == l0 || q1 == q0)) return;
     const float *x = p->copy_x ? u->x : (j->pro ? u->x : j->x + ((int64_t)u->n0 * s->h + u->h0) * s->w * s->c) + u->group * p->cg + c0;
@@ -210,6 +220,8 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
         .x_line = (int64_t)s->sh * s->w * xc, .dy_line = p->OW * dc,
         .x_step = s->sw * xc, .dy_step = dc,
         .imgs = u->imgs, .lines = q1 > q0 ? l1 - l0 : 0, .count = q1 - q0, .lanes = u->v.lanes, .add = u->add,
+        .x_ahead = fetches && !j->pro && (!p->together || u->v.first == 0) ? (int64_t)u->imgs * u->lines * s->w * s->c : 0,
+        .dy_ahead = fetches && c0 == 0 ? (int64_t)u->imgs * u->rows * p->OW * s->o : 0,
         .sum = u->sums + ((int64_t)(a * s->kw + b) * p->cg + c0) * wide };
     kern.wtile[u->v.nv - 1][height](&t);
 }
@@ -222,7 +234,7 @@ static void sum_unit(const wgrad_job *j, visit *u)
     const wgrad_plan *p = j->p;
     int n = tile_count(p->cg, u->v.nv);
     if (p->copy_dy) copy_dy(j, u);
-    if (j->pro) prepare_x(j, u);
+    if (j->pro && (!p->together || u->v.first + u->group == 0)) prepare_x(j, u);
     for (int k = 0; k < n; k++) {
         int c0 = k * p->cg / n, c1 = (k + 1) * p->cg / n;
         if (p->copy_x) copy_x(j, u, c0);
@@ -243,6 +255,7 @@ static void go_to(const wgrad_job *j, visit *u, int64_t unit, bool more)
     u->h0 = (int)kern_min(s->h - 1, kern_max(0, u->r0 * s->sh - s->pt));
     u->lines = (int)kern_min(s->h - u->h0, rows_read(s, u->rows));
     u->next = (fetch){ 0 };
+    u->more = more && !p->near;
     if (!more || !p->near) return;
     int64_t line = (int64_t)s->w * s->c, whole = (int64_t)u->imgs * s->h * line;
     int64_t floats = p->units_h == 1 ? whole : (int64_t)p->rows * s->sh * line;
@@ -286,18 +299,23 @@ static void sum_block(void *ctx, int64_t i, int worker)
 {
     const wgrad_job *j = ctx;
     const wgrad_plan *p = j->p;
-    int per_group = panel_count(p->og), block = (int)(i / p->panels), which = (int)(i % p->panels);
+    int per_group = panel_count(p->og), panels = p->together ? p->panels : 1;
+    int block = (int)(i * panels / p->panels), which = (int)(i * panels % p->panels);
     int64_t units = (int64_t)p->units_n * p->units_h;
     int64_t first = units * block / p->blocks, last = units * (block + 1) / p->blocks;
     float *own = j->own + worker * p->own_floats;
     visit u = { .group = which / per_group, .v = panel_at(p->og, which % per_group),
                 .x = own, .dy = own + p->x_floats };
-    u.sums = p->blocks == 1 ? u.dy + p->dy_floats
-           : j->sums + p->group_floats * (block * p->s.groups + u.group) + panel_floats(p, which % per_group);
     for (int64_t k = first; k < last; k++) {
         u.add = k > first;
         go_to(j, &u, k, k + 1 < last);
-        sum_unit(j, &u);
+        for (int v = which; v < which + panels; v++) {
+            u.group = v / per_group;
+            u.v = panel_at(p->og, v % per_group);
+            u.sums = p->blocks == 1 ? u.dy + p->dy_floats
+                   : j->sums + p->group_floats * (block * p->s.groups + u.group) + panel_floats(p, v % per_group);
+            sum_unit(j, &u);
+        }
     }
     if (p->blocks == 1)
         for (int c = 0; c < chunks_of(p); c++) put_rows(j, which, c, u.sums);
@@ -318,6 +336,6 @@ void wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, co
 {
     wgrad_job j = { .p = p, .x = x, .pro = pro, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch,
                     .own = scratch + shared_floats(p) };
-    par_for((int64_t)p->blocks * p->panels, sum_block, &j);
+    par_for((int64_t)p->blocks * (p->together ? 1 : p->panels), sum_block, &j);
     if (p->blocks > 1) par_for((int64_t)p->panels * chunks_of(p), add_blocks, &j);
 }

@@ -38,6 +38,7 @@ typedef struct {
     int imgs, lines, count;
     int lanes;
     bool add;
+    int64_t x_ahead, dy_ahead;                          /* floats to those that are fetched by the way; both 0: none */
     float *sum;
 } wtile_args;
 
