@@ -4,6 +4,9 @@
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
+/* A convolution with a prologue is none whose values are far: see conv_has_prologue. */
+typedef enum { DW_NEAR, DW_FAR, DW_PROLOGUE } dw_kind;
+
 /* The prologue of one vector of channels; nobody asks where there is none. */
 typedef struct { vf scale, shift, lo, hi; } dw_pro;
 
@@ -64,13 +67,23 @@ INLINE void dw_store(const int T, const bool full, const dw_args *d, int c, int 
     }
 }
 
+/* What tiles to come will want, before it is wanted: memory is too far to be waited for. */
+INLINE void dw_fetch(const int T, const int S, const dw_args *d, int c, const float *out, const int write)
+{
+    const float *x = d->x + d->at + c + d->x_ahead;
+    for (int a = d->rows - d->fetched; a < d->rows; a++)
+        UNROLL for (int j = 0; j < T * S; j++) __builtin_prefetch(x + a * d->x_row + j * d->x_step, 0, 2);
+    UNROLL for (int t = 0; t < T; t++) __builtin_prefetch(out + c + t * d->y_step + d->y_ahead, write, 2);
+}
+
 /* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any. */
-INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool pro, const dw_args *d,
+INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_kind kind, const dw_args *d,
                       int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *w = d->w + c;
-    const dw_pro own = dw_prologue(full, d, c, n), *in = pro ? &own : NULL;
+    const dw_pro own = dw_prologue(full, d, c, n), *in = kind == DW_PROLOGUE ? &own : NULL;
+    if (full && kind == DW_FAR) dw_fetch(T, S, d, c, d->y, 1);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) UNROLL for (int a = 0; a < 3; a++)
@@ -81,23 +94,24 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
     dw_store(T, full, d, c, n, W ? T : d->count, acc);
 }
 
-INLINE void dw_channels(const int T, const int S, const int W, const uint32_t live, const bool pro, const dw_args *d)
+INLINE void dw_channels(const int T, const int S, const int W, const uint32_t live, const dw_kind kind, const dw_args *d)
 {
     int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_vector(T, S, W, live, true, pro, d, c, LANES);
-    if (c < d->channels) dw_vector(T, S, 0, 0, false, pro, d, c, d->channels - c);
+    for (; c + LANES <= d->channels; c += LANES) dw_vector(T, S, W, live, true, kind, d, c, LANES);
+    if (c < d->channels) dw_vector(T, S, 0, 0, false, kind, d, c, d->channels - c);
 }
 
-INLINE void dw_body(const int T, const int S, const bool pro, const dw_args *d)
+INLINE void dw_body(const int T, const int S, const dw_kind kind, const dw_args *d)
 {
     const uint32_t all = DW_PIXELS(T, S, 3);
     bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
     uint32_t live = three ? d->chunk->live : 0;
-    if (three && live == all) dw_channels(T, S, 3, all, pro, d);
-    else if (three && live == (all & ~1u)) dw_channels(T, S, 3, all & ~1u, pro, d);
-    else if (three && live == all >> 1) dw_channels(T, S, 3, all >> 1, pro, d);
-    else if (three && live == (all >> 1 & ~1u)) dw_channels(T, S, 3, all >> 1 & ~1u, pro, d);
-    else dw_channels(T, S, 0, 0, pro, d);
+    if (three && live == all) dw_channels(T, S, 3, all, kind, d);
+    else if (kind == DW_FAR) dw_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
+    else if (three && live == (all & ~1u)) dw_channels(T, S, 3, all & ~1u, kind, d);
+    else if (three && live == all >> 1) dw_channels(T, S, 3, all >> 1, kind, d);
+    else if (three && live == (all >> 1 & ~1u)) dw_channels(T, S, 3, all >> 1 & ~1u, kind, d);
+    else dw_channels(T, S, 0, 0, kind, d);
 }
 
 /* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
@@ -132,13 +146,14 @@ INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, con
     }
 }
 
-INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool pro, const dw_args *d,
+INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_kind kind, const dw_args *d,
                             int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *dy = d->dy + c;
     float *sum = d->sum + c;
-    const dw_pro own = dw_prologue(full, d, c, n), *in = pro ? &own : NULL;
+    const dw_pro own = dw_prologue(full, d, c, n), *in = kind == DW_PROLOGUE ? &own : NULL;
+    if (full && kind == DW_FAR) dw_fetch(T, S, d, c, d->dy, 0);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) UNROLL for (int a = 0; a < 3; a++)
@@ -148,39 +163,42 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
             dw_wgrad_chunk(T, S, full, n, in, x + k->x, x_step, g, sum + k->w * w_step, w_step, k);
 }
 
-INLINE void dw_wgrad_channels(const int T, const int S, const int W, const uint32_t live, const bool pro, const dw_args *d)
+INLINE void dw_wgrad_channels(const int T, const int S, const int W, const uint32_t live, const dw_kind kind, const dw_args *d)
 {
     int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_wgrad_vector(T, S, W, live, true, pro, d, c, LANES);
-    if (c < d->channels) dw_wgrad_vector(T, S, 0, 0, false, pro, d, c, d->channels - c);
+    for (; c + LANES <= d->channels; c += LANES) dw_wgrad_vector(T, S, W, live, true, kind, d, c, LANES);
+    if (c < d->channels) dw_wgrad_vector(T, S, 0, 0, false, kind, d, c, d->channels - c);
 }
 
-INLINE void dw_wgrad_body(const int T, const int S, const bool pro, const dw_args *d)
+INLINE void dw_wgrad_body(const int T, const int S, const dw_kind kind, const dw_args *d)
 {
     const uint32_t all = DW_PIXELS(T, S, 3);
     bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
     uint32_t live = three ? d->chunk->live : 0;
-    if (three && live == all) dw_wgrad_channels(T, S, 3, all, pro, d);
-    else if (three && live == (all & ~1u)) dw_wgrad_channels(T, S, 3, all & ~1u, pro, d);
-    else if (three && live == all >> 1) dw_wgrad_channels(T, S, 3, all >> 1, pro, d);
-    else if (three && live == (all >> 1 & ~1u)) dw_wgrad_channels(T, S, 3, all >> 1 & ~1u, pro, d);
-    else dw_wgrad_channels(T, S, 0, 0, pro, d);
+    if (three && live == all) dw_wgrad_channels(T, S, 3, all, kind, d);
+    else if (kind == DW_FAR) dw_wgrad_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
+    else if (three && live == (all & ~1u)) dw_wgrad_channels(T, S, 3, all & ~1u, kind, d);
+    else if (three && live == all >> 1) dw_wgrad_channels(T, S, 3, all >> 1, kind, d);
+    else if (three && live == (all >> 1 & ~1u)) dw_wgrad_channels(T, S, 3, all >> 1 & ~1u, kind, d);
+    else dw_wgrad_channels(T, S, 0, 0, kind, d);
 }
 
-/* The arguments are copied, or every store of a result might have changed them. The prologue is compiled apart. */
+/* The arguments are copied, or every store of a result might have changed them. Each kind is compiled apart. */
 #define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
 #define X(I, T, S) \
     static void dw_##T##_##S(const dw_args *d) \
     { \
         const dw_args own = *d; \
-        if (own.scale) dw_body(T, S, true, &own); \
-        else dw_body(T, S, false, &own); \
+        if (own.scale) dw_body(T, S, DW_PROLOGUE, &own); \
+        else if (own.fetched) dw_body(T, S, DW_FAR, &own); \
+        else dw_body(T, S, DW_NEAR, &own); \
     } \
     static void dw_wgrad_##T##_##S(const dw_args *d) \
     { \
         const dw_args own = *d; \
-        if (own.scale) dw_wgrad_body(T, S, true, &own); \
-        else dw_wgrad_body(T, S, false, &own); \
+        if (own.scale) dw_wgrad_body(T, S, DW_PROLOGUE, &own); \
+        else if (own.fetched) dw_wgrad_body(T, S, DW_FAR, &own); \
+        else dw_wgrad_body(T, S, DW_NEAR, &own); \
     }
 WIDTHS(X)
 #undef X

@@ -37,6 +37,8 @@ void taps_live(const int *offset, int taps, int q0, int q1, int stride, int size
 
 /* Work is cut until there are about this many pieces, if each is then worth PIECE_MACS. */
 enum { PIECES = 32, PIECE_MACS = 1 << 17 };
+/* No cache holds so many floats: by the time they are wanted they are far away again. */
+enum { FAR_FLOATS = 1 << 23 };
 
 /* One gather on the register tile. Phases of one pass run together; their packed weights lie one
  * after another, each from packed_at on. */

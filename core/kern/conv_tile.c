@@ -97,6 +97,13 @@ void silu_in_place(float *y, int channels)
     kern.affine(&(norm_args){ .count = channels, .width = channels, .x = y, .act = ACT_SILU, .out = y });
 }
 
+/* A line that is stored to must be there first: memory is too far to be waited for. */
+static void fetch_outputs(const tile_plan *p, const tile_args *t, int nv, const tile_piece *piece)
+{
+    for (const int32_t *oy = p->oy + piece->pixel; oy < p->oy + piece->pixel + piece->height; oy++)
+        for (int v = 0; v < nv; v++) __builtin_prefetch(t->y + *oy + v * kern.lanes, 1, 2);
+}
+
 /* One panel: its tiles, which differ in where they read, write, and which taps they find. */
 static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list *list, fetch *next)
 {
@@ -106,6 +113,7 @@ static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list 
         t->run = p->run[nv - 1] + piece->run;
         t->runs = piece->runs;
         t->len = piece->len;
+        if (p->far && piece + 1 < list->piece + list->n) fetch_outputs(p, t, nv, piece + 1);
         kern.tile[nv - 1][piece->height](t);
         fetch_some(next);
     }

@@ -53,6 +53,7 @@ struct tile_plan {
     bool prologue;               /* flat 1×1 only: a unit is prepared in the room of the copy */
     size_t copy_floats, sum_floats, packed_at;           /* copy and sums of one worker */
     int64_t input_floats;        /* that a unit reads, at most */
+    bool far;                    /* the outputs */
 };
 
 int64_t tile_units(const tile_plan *p);

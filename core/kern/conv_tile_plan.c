@@ -327,6 +327,7 @@ tile_plan *tile_plan_new(const gather *from, const conv_shape *s, bool prologue,
     int64_t ic = (int64_t)g->c * g->groups;
     if (p->copy) p->copy_floats = (size_t)kern_div_up((int64_t)p->imgs * p->src_h * p->src_w * ic, 16) * 16;
     if (p->prologue) p->copy_floats = (size_t)kern_div_up(p->cols * ic, 16) * 16;
+    p->far = (int64_t)g->n * g->qh * g->qw * g->o * g->groups >= FAR_FLOATS;
     p->input_floats = p->rows < g->qh ? (int64_t)gather_span(p->rows, g->sh, g->row, g->th) * g->iw * ic
                     : (int64_t)p->imgs * g->ih * kern_min(g->iw, (int64_t)p->cols * g->sw) * ic;
     if (!make_runs(p, e) || !make_lists(p, e)) goto failed;

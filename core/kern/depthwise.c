@@ -23,6 +23,7 @@ struct dw_plan {
     int rows, bands;             /* of outputs, for one task */
     int channels, parts;         /* of a task; channel parts */
     int blocks;                  /* weight gradient: sums */
+    int ahead;                   /* rows of outputs from those computed to those fetched */
     size_t packed_at;
 };
 
@@ -67,7 +68,7 @@ static void make_tiles(dw_plan *p, int per_chunk)
 
 /* A task has some rows of one image and some channels: so many that their weights fill a quarter of L1.
  * Bands of rows come in pairs, so that the halves of an image stay on the cores that wrote them. */
-enum { PART = 128, PART_WEIGHTS = 2560, TASK_MACS = 1 << 18 };
+enum { PART = 128, PART_WEIGHTS = 2560, TASK_MACS = 1 << 18, FETCH_VECTORS = 8 };
 
 static void cut(dw_plan *p)
 {
@@ -82,6 +83,9 @@ static void cut(dw_plan *p)
     if (g->n * p->bands % 2 && (p->bands > 1 || p->parts % 2)) p->bands = (int)kern_min(p->bands + 1, g->qh);
     p->rows = (int)kern_div_up(g->qh, p->bands);
     p->bands = (int)kern_div_up(g->qh, p->rows);
+    /* what is far is fetched about FETCH_VECTORS tiles of one vector ahead */
+    int64_t floats = (int64_t)g->n * g->groups * ((int64_t)g->ih * g->iw + (int64_t)g->qh * g->qw);
+    p->ahead = floats < FAR_FLOATS ? 0 : (int)kern_div_up(FETCH_VECTORS, kern_div_up(p->channels, kern.lanes));
 }
 
 dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, err *e)
@@ -157,6 +161,15 @@ static dw_args tile_at(const dw_plan *p, const dw_piece *q, int i, int r, int64_
                       .chunks = p->chunks, .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
 }
 
+/* y_row: floats from a row of outputs to the next. */
+static void add_fetch(dw_args *d, const dw_plan *p, int64_t y_row)
+{
+    if (!p->ahead) return;
+    d->fetched = (int)kern_min(p->g.sh, d->rows);
+    d->x_ahead = (int64_t)p->ahead * p->g.sh * p->g.iw * p->g.groups;
+    d->y_ahead = p->ahead * y_row;
+}
+
 static void add_prologue(dw_args *d, const conv_prologue *pro, int c0)
 {
     if (!pro) return;
@@ -185,6 +198,7 @@ static void run_tile(const dw_job *j, const dw_plan *p, const dw_piece *q, int i
     d.w = j->packed + p->packed_at + a0 * d.w_row + q->c0;
     d.y = j->y + at;
     d.y_step = g->y_col;
+    add_fetch(&d, p, g->y_row);
     d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
     d.residual = j->ep->residual ? j->ep->residual + at : NULL;
     add_prologue(&d, j->pro, q->c0);
@@ -263,6 +277,7 @@ static void sum_block(void *ctx, int64_t i, int worker)
                 dw_args d = tile_at(p, &q, t, r, padded(p), j->x, &a0);
                 d.dy = j->dy + ((q.n * g->qh + r) * g->qw + p->tile[t].first) * g->groups + q.c0;
                 d.y_step = g->groups;
+                add_fetch(&d, p, (int64_t)g->qw * g->groups);
                 d.sum = sums + a0 * d.w_row + q.c0;
                 add_prologue(&d, j->pro, q.c0);
                 kern.dw_wgrad[p->width][p->inner - 1](&d);

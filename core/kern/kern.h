@@ -66,6 +66,7 @@ typedef struct {
     float lo, hi, *y;
     const float *dy;
     float *sum;
+    int64_t x_ahead, y_ahead; int fetched;              /* floats to what is fetched by the way: of x the last tap rows, so many; of y or dy */
     const float *scale, *shift;                         /* of the prologue, or NULL */
     float in_lo, in_hi;
 } dw_args;
