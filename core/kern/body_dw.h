@@ -4,8 +4,12 @@
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
-/* A convolution with a prologue is none whose values are far: see conv_has_prologue. */
-typedef enum { DW_NEAR, DW_FAR, DW_PROLOGUE } dw_kind;
+/* What is compiled apart: with a prologue, and with values that are far (the widest tile only: it is the
+ * one that large maps are cut into). */
+enum { FAR_WIDTH = 8 };
+typedef enum { DW_PLAIN, DW_PROLOGUE, DW_FAR, DW_PROLOGUE_FAR } dw_kind;
+INLINE bool dw_has_prologue(const dw_kind kind) { return kind & DW_PROLOGUE; }
+INLINE bool dw_is_far(const dw_kind kind) { return kind & DW_FAR; }
 
 /* The prologue of one vector of channels; nobody asks where there is none. */
 typedef struct { vf scale, shift, lo, hi; } dw_pro;
@@ -82,8 +86,8 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *w = d->w + c;
-    const dw_pro own = dw_prologue(full, d, c, n), *in = kind == DW_PROLOGUE ? &own : NULL;
-    if (full && kind == DW_FAR) dw_fetch(T, S, d, c, d->y, 1);
+    const dw_pro own = dw_prologue(full, d, c, n), *in = dw_has_prologue(kind) ? &own : NULL;
+    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->y, 1);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) UNROLL for (int a = 0; a < 3; a++)
@@ -107,7 +111,7 @@ INLINE void dw_body(const int T, const int S, const dw_kind kind, const dw_args 
     bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
     uint32_t live = three ? d->chunk->live : 0;
     if (three && live == all) dw_channels(T, S, 3, all, kind, d);
-    else if (kind == DW_FAR) dw_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
+    else if (dw_is_far(kind)) dw_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
     else if (three && live == (all & ~1u)) dw_channels(T, S, 3, all & ~1u, kind, d);
     else if (three && live == all >> 1) dw_channels(T, S, 3, all >> 1, kind, d);
     else if (three && live == (all >> 1 & ~1u)) dw_channels(T, S, 3, all >> 1 & ~1u, kind, d);
@@ -152,8 +156,8 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *dy = d->dy + c;
     float *sum = d->sum + c;
-    const dw_pro own = dw_prologue(full, d, c, n), *in = kind == DW_PROLOGUE ? &own : NULL;
-    if (full && kind == DW_FAR) dw_fetch(T, S, d, c, d->dy, 0);
+    const dw_pro own = dw_prologue(full, d, c, n), *in = dw_has_prologue(kind) ? &own : NULL;
+    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->dy, 0);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) UNROLL for (int a = 0; a < 3; a++)
@@ -176,7 +180,7 @@ INLINE void dw_wgrad_body(const int T, const int S, const dw_kind kind, const dw
     bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
     uint32_t live = three ? d->chunk->live : 0;
     if (three && live == all) dw_wgrad_channels(T, S, 3, all, kind, d);
-    else if (kind == DW_FAR) dw_wgrad_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
+    else if (dw_is_far(kind)) dw_wgrad_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
     else if (three && live == (all & ~1u)) dw_wgrad_channels(T, S, 3, all & ~1u, kind, d);
     else if (three && live == all >> 1) dw_wgrad_channels(T, S, 3, all >> 1, kind, d);
     else if (three && live == (all >> 1 & ~1u)) dw_wgrad_channels(T, S, 3, all >> 1 & ~1u, kind, d);
@@ -189,16 +193,18 @@ INLINE void dw_wgrad_body(const int T, const int S, const dw_kind kind, const dw
     static void dw_##T##_##S(const dw_args *d) \
     { \
         const dw_args own = *d; \
-        if (own.scale) dw_body(T, S, DW_PROLOGUE, &own); \
-        else if (own.fetched) dw_body(T, S, DW_FAR, &own); \
-        else dw_body(T, S, DW_NEAR, &own); \
+        if (own.scale && T == FAR_WIDTH && own.fetched) dw_body(T, S, DW_PROLOGUE_FAR, &own); \
+        else if (own.scale) dw_body(T, S, DW_PROLOGUE, &own); \
+        else if (T == FAR_WIDTH && own.fetched) dw_body(T, S, DW_FAR, &own); \
+        else dw_body(T, S, DW_PLAIN, &own); \
     } \
     static void dw_wgrad_##T##_##S(const dw_args *d) \
     { \
         const dw_args own = *d; \
-        if (own.scale) dw_wgrad_body(T, S, DW_PROLOGUE, &own); \
-        else if (own.fetched) dw_wgrad_body(T, S, DW_FAR, &own); \
-        else dw_wgrad_body(T, S, DW_NEAR, &own); \
+        if (own.scale && T == FAR_WIDTH && own.fetched) dw_wgrad_body(T, S, DW_PROLOGUE_FAR, &own); \
+        else if (own.scale) dw_wgrad_body(T, S, DW_PROLOGUE, &own); \
+        else if (T == FAR_WIDTH && own.fetched) dw_wgrad_body(T, S, DW_FAR, &own); \
+        else dw_wgrad_body(T, S, DW_PLAIN, &own); \
     }
 WIDTHS(X)
 #undef X
