@@ -72,12 +72,15 @@ INLINE void dw_store(const int T, const bool full, const dw_args *d, int c, int 
 }
 
 /* What tiles to come will want, before it is wanted: memory is too far to be waited for. */
-INLINE void dw_fetch(const int T, const int S, const dw_args *d, int c, const float *out, const int write)
+INLINE void dw_fetch(const int T, const int S, const dw_args *d, int c, const float *out, const bool written)
 {
     const float *x = d->x + d->at + c + d->x_ahead;
     for (int a = d->rows - d->fetched; a < d->rows; a++)
         UNROLL for (int j = 0; j < T * S; j++) __builtin_prefetch(x + a * d->x_row + j * d->x_step, 0, 2);
-    UNROLL for (int t = 0; t < T; t++) __builtin_prefetch(out + c + t * d->y_step + d->y_ahead, write, 2);
+    out += c + d->y_ahead;
+    UNROLL for (int t = 0; t < T; t++)
+        if (written) __builtin_prefetch(out + t * d->y_step, 1, 2);     /* clang wants to see a constant */
+        else __builtin_prefetch(out + t * d->y_step, 0, 2);
 }
 
 /* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any. */
@@ -87,7 +90,7 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = dw_has_prologue(kind) ? &own : NULL;
-    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->y, 1);
+    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->y, true);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) UNROLL for (int a = 0; a < 3; a++)
@@ -157,7 +160,7 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     const float *x = d->x + c, *dy = d->dy + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = dw_has_prologue(kind) ? &own : NULL;
-    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->dy, 0);
+    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->dy, false);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) UNROLL for (int a = 0; a < 3; a++)
