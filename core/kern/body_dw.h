@@ -4,12 +4,8 @@
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
-/* What is compiled apart: with a prologue, and with values that are far (the widest tile only: it is the
- * one that large maps are cut into). */
+/* Values that are far are fetched by the way in the widest tile: it is the one that large maps are cut into. */
 enum { FAR_WIDTH = 8 };
-typedef enum { DW_PLAIN, DW_PROLOGUE, DW_FAR, DW_PROLOGUE_FAR } dw_kind;
-INLINE bool dw_has_prologue(const dw_kind kind) { return kind & DW_PROLOGUE; }
-INLINE bool dw_is_far(const dw_kind kind) { return kind & DW_FAR; }
 
 /* The prologue of one vector of channels; nobody asks where there is none. */
 typedef struct { vf scale, shift, lo, hi; } dw_pro;
@@ -83,14 +79,15 @@ INLINE void dw_fetch(const int T, const int S, const dw_args *d, int c, const fl
         else __builtin_prefetch(out + t * d->y_step, 0, 2);
 }
 
-/* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any. */
-INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_kind kind, const dw_args *d,
-                      int c, int n)
+/* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any.
+ * What is full, with a prologue or far is compiled apart. */
+INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
+                      const bool far, const dw_args *d, int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *w = d->w + c;
-    const dw_pro own = dw_prologue(full, d, c, n), *in = dw_has_prologue(kind) ? &own : NULL;
-    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->y, true);
+    const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
+    if (far) dw_fetch(T, S, d, c, d->y, true);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) UNROLL for (int a = 0; a < 3; a++)
@@ -99,26 +96,6 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
             dw_chunk_taps(T, S, full, n, in, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
     dw_store(T, full, d, c, n, W ? T : d->count, acc);
-}
-
-INLINE void dw_channels(const int T, const int S, const int W, const uint32_t live, const dw_kind kind, const dw_args *d)
-{
-    int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_vector(T, S, W, live, true, kind, d, c, LANES);
-    if (c < d->channels) dw_vector(T, S, 0, 0, false, kind, d, c, d->channels - c);
-}
-
-INLINE void dw_body(const int T, const int S, const dw_kind kind, const dw_args *d)
-{
-    const uint32_t all = DW_PIXELS(T, S, 3);
-    bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
-    uint32_t live = three ? d->chunk->live : 0;
-    if (three && live == all) dw_channels(T, S, 3, all, kind, d);
-    else if (dw_is_far(kind)) dw_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
-    else if (three && live == (all & ~1u)) dw_channels(T, S, 3, all & ~1u, kind, d);
-    else if (three && live == all >> 1) dw_channels(T, S, 3, all >> 1, kind, d);
-    else if (three && live == (all >> 1 & ~1u)) dw_channels(T, S, 3, all >> 1 & ~1u, kind, d);
-    else dw_channels(T, S, 0, 0, kind, d);
 }
 
 /* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
@@ -153,14 +130,14 @@ INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, con
     }
 }
 
-INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const dw_kind kind, const dw_args *d,
-                            int c, int n)
+INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
+                            const bool far, const dw_args *d, int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *dy = d->dy + c;
     float *sum = d->sum + c;
-    const dw_pro own = dw_prologue(full, d, c, n), *in = dw_has_prologue(kind) ? &own : NULL;
-    if (full && dw_is_far(kind)) dw_fetch(T, S, d, c, d->dy, false);
+    const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
+    if (far) dw_fetch(T, S, d, c, d->dy, false);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) UNROLL for (int a = 0; a < 3; a++)
@@ -170,45 +147,65 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
             dw_wgrad_chunk(T, S, full, n, in, x + k->x, x_step, g, sum + k->w * w_step, w_step, k);
 }
 
-INLINE void dw_wgrad_channels(const int T, const int S, const int W, const uint32_t live, const dw_kind kind, const dw_args *d)
+/* One vector of the forward pass or of the weight gradient. */
+INLINE void dw_either(const bool wgrad, const int T, const int S, const int W, const uint32_t live, const bool full,
+                      const bool prologue, const bool far, const dw_args *d, int c, int n)
+{
+    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, far, d, c, n);
+    else dw_vector(T, S, W, live, full, prologue, far, d, c, n);
+}
+
+INLINE int dw_inside(const bool wgrad, const int T, const int S, const uint32_t live, const bool prologue,
+                     const bool far, const dw_args *d)
 {
     int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_wgrad_vector(T, S, W, live, true, kind, d, c, LANES);
-    if (c < d->channels) dw_wgrad_vector(T, S, 0, 0, false, kind, d, c, d->channels - c);
+    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, far, d, c, LANES);
+    return c;
 }
 
-INLINE void dw_wgrad_body(const int T, const int S, const dw_kind kind, const dw_args *d)
+/* The channels that fill vectors of a full tile of three rows and one chunk of three taps, alone or at a padded
+ * side; says how many they are, 0 of any other tile. */
+INLINE int dw_three(const bool wgrad, const int T, const int S, const bool prologue, const bool far, const dw_args *d)
 {
-    const uint32_t all = DW_PIXELS(T, S, 3);
-    bool three = d->rows == 3 && d->chunks == 1 && d->chunk->taps == 3 && d->count == T;
-    uint32_t live = three ? d->chunk->live : 0;
-    if (three && live == all) dw_wgrad_channels(T, S, 3, all, kind, d);
-    else if (dw_is_far(kind)) dw_wgrad_channels(T, S, 0, 0, kind, d);             /* few tiles, much code */
-    else if (three && live == (all & ~1u)) dw_wgrad_channels(T, S, 3, all & ~1u, kind, d);
-    else if (three && live == all >> 1) dw_wgrad_channels(T, S, 3, all >> 1, kind, d);
-    else if (three && live == (all >> 1 & ~1u)) dw_wgrad_channels(T, S, 3, all >> 1 & ~1u, kind, d);
-    else dw_wgrad_channels(T, S, 0, 0, kind, d);
+    if (d->rows != 3 || d->chunks != 1 || d->chunk->taps != 3 || d->count != T) return 0;
+    const uint32_t all = DW_PIXELS(T, S, 3), live = d->chunk->live;
+    if (live == all) return dw_inside(wgrad, T, S, all, prologue, far, d);
+    if (live == (all & ~1u)) return dw_inside(wgrad, T, S, all & ~1u, prologue, far, d);
+    if (live == all >> 1) return dw_inside(wgrad, T, S, all >> 1, prologue, far, d);
+    if (live == (all >> 1 & ~1u)) return dw_inside(wgrad, T, S, all >> 1 & ~1u, prologue, far, d);
+    return 0;
 }
 
-/* The arguments are copied, or every store of a result might have changed them. Each kind is compiled apart. */
-#define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
-#define X(I, T, S) \
-    static void dw_##T##_##S(const dw_args *d) \
+/* Channels from c on, of any tile. */
+INLINE void dw_any(const bool wgrad, const int T, const int S, const bool prologue, const bool far, const dw_args *d, int c)
+{
+    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, far, d, c, LANES);
+    if (c < d->channels) dw_either(wgrad, T, S, 0, 0, false, prologue, false, d, c, d->channels - c);
+}
+
+/* Apart from the tiles inside, whose registers it would take. The arguments are copied, or every store of a
+ * result might have changed them. */
+#define KERNELS(NAME, WGRAD, T, S) \
+    static __attribute__((noinline)) void NAME##_any_##T##_##S(const dw_args *d, int c) \
     { \
         const dw_args own = *d; \
-        if (own.scale && T == FAR_WIDTH && own.fetched) dw_body(T, S, DW_PROLOGUE_FAR, &own); \
-        else if (own.scale) dw_body(T, S, DW_PROLOGUE, &own); \
-        else if (T == FAR_WIDTH && own.fetched) dw_body(T, S, DW_FAR, &own); \
-        else dw_body(T, S, DW_PLAIN, &own); \
+        const bool far = T == FAR_WIDTH && own.fetched; \
+        if (own.scale) dw_any(WGRAD, T, S, true, far, &own, c); \
+        else dw_any(WGRAD, T, S, false, far, &own, c); \
     } \
-    static void dw_wgrad_##T##_##S(const dw_args *d) \
+    static void NAME##_##T##_##S(const dw_args *d) \
     { \
         const dw_args own = *d; \
-        if (own.scale && T == FAR_WIDTH && own.fetched) dw_wgrad_body(T, S, DW_PROLOGUE_FAR, &own); \
-        else if (own.scale) dw_wgrad_body(T, S, DW_PROLOGUE, &own); \
-        else if (T == FAR_WIDTH && own.fetched) dw_wgrad_body(T, S, DW_FAR, &own); \
-        else dw_wgrad_body(T, S, DW_PLAIN, &own); \
+        const bool far = T == FAR_WIDTH && own.fetched; \
+        int done; \
+        if (own.scale && far) done = dw_three(WGRAD, T, S, true, true, &own); \
+        else if (own.scale) done = dw_three(WGRAD, T, S, true, false, &own); \
+        else if (far) done = dw_three(WGRAD, T, S, false, true, &own); \
+        else done = dw_three(WGRAD, T, S, false, false, &own); \
+        if (done < own.channels) NAME##_any_##T##_##S(d, done); \
     }
+#define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
+#define X(I, T, S) KERNELS(dw, false, T, S) KERNELS(dw_wgrad, true, T, S)
 WIDTHS(X)
 #undef X
 
