@@ -22,7 +22,7 @@ const train_recipe train_recipes[] = {
     { .name = "finetune",
       .source = "this project: a short, gentle continuation for pruned networks on small images",
       .epochs = 10, .batch = 128, SGD, .lr = 0.01, .nesterov = true, .weight_decay = 1e-4,
-      .sched = SCHED_COSINE, .temperature = 1, SMALL_IMAGES },
+      .sched = SCHED_COSINE, .warmup_epochs = 1, .temperature = 1, SMALL_IMAGES },
 
     { .name = "importance",
       .source = "LayerMerge 2024: the short fine-tuning behind one row of the importance table",
