@@ -36,7 +36,7 @@ static const cli_option options[] = {
     { "distill", CLI_FLAG, AT(distill), "true", NULL, "fine-tune with the base network as the teacher" },
     { "kd-weight", CLI_NUMBER, AT(kd), "0.9", "0:1", "share of the distillation loss" },
     { "kd-temperature", CLI_NUMBER, AT(temperature), "4", "0.000001:1000000", "of the distillation loss" },
-    { "recipe", CLI_TEXT, AT(recipe), "cifar-resnet", NULL, "recipe that trains a builder" },
+    { "recipe", CLI_TEXT, AT(recipe), "cifar-resnet", NULL, "recipe that trains a builder; its augmentation is used throughout" },
     { "train-epochs", CLI_NUMBER, AT(train_epochs), "20", "0:10000", "of training a builder" },
     { "train-lr", CLI_NUMBER, AT(train_lr), "0.1", "0:100", "its peak learning rate" },
     { "train-batch", CLI_INT, AT(train_batch), "128", "2:65536", "images per training step, everywhere" },
