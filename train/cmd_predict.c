@@ -1,6 +1,6 @@
 /* layermerge predict: the likeliest classes of single images. */
 #include "core/cli.h"
-#include "train/train.h"
+#include "train/parts.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -106,7 +106,7 @@ static bool set_up(work *w, const predict_options *o, err *e) {
     w->classes = (int)(d[1] * d[2] * d[3]);
     w->top = o->top < w->classes ? (int)o->top : w->classes;
     w->plan = nn_plan_new(w->g, NN_INFER, 1, e);
-    return w->plan && data_prep_parse(&w->prep, w->g->prep, e)
+    return w->plan && (train_prep(w->g, NULL, &w->prep, e) || err_note(e, "%s", o->model))
         && read_labels(o->model, w->classes, &w->labels, e)
         && (w->rank = mem_new((size_t)w->classes, sizeof *w->rank, e));
 }
