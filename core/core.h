@@ -35,7 +35,7 @@ typedef enum {
     ERR_CONFIG = 78,      /* values that do not fit together, e.g. shapes */
 } err_code;
 
-typedef struct { err_code code; char msg[1024]; } err;   /* msg: one sentence, no newline */
+typedef struct { err_code code; char msg[16384]; } err;  /* msg: one sentence, no newline; long lists fit */
 
 /* Store code and sentence; always returns false, so `return err_set(e, ...)` fails. e may be NULL. */
 bool err_set(err *e, err_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

@@ -135,22 +135,17 @@ static void print_dims(buf *out, int rank, const int64_t *dim)
         buf_puts(out, "a scalar");
 }
 
-/* "3 missing (a, b, c)" with the first few names. */
+/* "3 missing (a, b, c)". */
 typedef struct { const char *what; int count; buf names; } complaint;
-enum { NAMED = 4 };
 
-static bool complain(complaint *c, const char *name)
+static void complain(complaint *c, const char *name)
 {
-    bool named = c->count++ < NAMED;
-    if (named)
-        buf_printf(&c->names, "%s%s", c->count > 1 ? ", " : "", name);
-    return named;
+    buf_printf(&c->names, "%s%s", c->count++ ? ", " : "", name);
 }
 
 static void misshapen(complaint *c, const nn_param *p, const tf_tensor *t)
 {
-    if (!complain(c, p->name))
-        return;
+    complain(c, p->name);
     buf_puts(&c->names, " is ");
     print_dims(&c->names, t->rank, t->dim);
     buf_puts(&c->names, ", wants ");
@@ -195,8 +190,8 @@ static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor
     buf all = { 0 };
     for (int i = 0; i < 3; i++) {
         if (c[i].count)
-            buf_printf(&all, "%s %d %s (%s%s)", all.len ? "," : "", c[i].count, c[i].what,
-                       c[i].names.data ? c[i].names.data : "", c[i].count > NAMED ? ", ..." : "");
+            buf_printf(&all, "%s %d %s (%s)", all.len ? "," : "", c[i].count, c[i].what,
+                       c[i].names.data ? c[i].names.data : "");
         buf_free(&c[i].names);
     }
     bool ok = !all.len && !all.failed;

@@ -109,15 +109,16 @@ static void what_does_not_fit_is_named_and_counted(void)
     nn_graph_free(g);
 }
 
-static void many_faults_are_counted_and_the_first_ones_named(void)
+static void many_faults_are_counted_and_all_named(void)
 {
     err e = { 0 };
     nn_graph *g = make("resnet20", (nn_build){ 0 });
     listing l = list(g);
     rename_entries(&l, "layer", "stage");
     save(&l);
-    CHECK(!nn_import(g, file, &e) && strstr(e.msg, "90 missing (layer1.0.conv1.weight,") && strstr(e.msg, ", ...)"));
-    CHECK(strstr(e.msg, "90 extra ("));
+    CHECK(!nn_import(g, file, &e) && strstr(e.msg, "90 missing (layer1.0.conv1.weight,") && strstr(e.msg, "90 extra ("));
+    for (int i = 0; i < l.n; i++)
+        CHECK(strncmp(l.t[i].name, "stage", 5) || strstr(e.msg, l.t[i].name));
     list_free(&l);
     nn_graph_free(g);
 }
@@ -358,7 +359,7 @@ int main(void)
     make_dir();
     file = in_dir("w.safetensors");
     RUN(what_does_not_fit_is_named_and_counted);
-    RUN(many_faults_are_counted_and_the_first_ones_named);
+    RUN(many_faults_are_counted_and_all_named);
     RUN(values_that_are_not_finite_are_refused);
     RUN(a_missing_file_is_missing_input);
     RUN(prefixes_of_data_parallel_and_step_counters_do_not_matter);

@@ -225,7 +225,7 @@ bool checkpoint_load(const char *dir, const state_slot *slot, int n, train_state
     if (!load_file(path[1], slot, n, s, e)) return false;
     *found = true;
     if (last)
-        snprintf(note, 1200, "continuing from the checkpoint before the last one: %s", first.msg);
+        snprintf(note, 1200, "continuing from the checkpoint before the last one: %.1000s", first.msg);
     return true;
 }
 
