@@ -345,6 +345,8 @@ static bool pack(const data_cli *o, const cli_common *common, const split *p, in
         cli_progress_end(&bar);
         json_int(&w, p[i].name, packed);
         if (ok) tell_bad(common, p[i].set);
+        for (int k = e->code == ERR_USAGE ? i - 1 : i; !ok && k >= 0; k--)      /* USAGE: i was there before */
+            data_pack_discard(p[k].name, o->out);
     }
     json_text(&w, "out", o->out);
     json_end(&w, '}');

@@ -79,6 +79,8 @@ typedef struct {
 } pack_options;
 bool data_pack(const data_set *s, const char *split, const char *dir, const pack_options *o,
                int64_t *packed, err *e);
+/* Takes the split's shards away: of a pack that could not be finished, so that the same command starts over. */
+void data_pack_discard(const char *split, const char *dir);
 
 /* One class-balanced permutation of the set, a function of the seed: shuffled inside each class, then
  * dealt round-robin. A subset is a range [from, from+n) of it, so disjoint ranges are disjoint subsets

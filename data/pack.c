@@ -11,6 +11,7 @@
  * Headers are checked when a pack is opened, the pixels of an image when they are first looked at. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include <zlib.h>
 
 #include "core/io.h"
@@ -150,6 +151,12 @@ static bool take_chunk(packer *k, int64_t n, err *e) {
         image_free(im);
     }
     return ok;
+}
+
+void data_pack_discard(const char *split, const char *dir) {
+    char path[4096];
+    err none = { 0 };
+    for (int i = 0; shard_path(path, dir, split, i, &none) && !unlink(path); i++) {}
 }
 
 bool data_pack(const data_set *s, const char *split, const char *dir, const pack_options *o,
