@@ -84,7 +84,7 @@ static bool fill_job(const cli_common *c, const compress_options *o, search_job 
     j->run_dir = o->run;
     j->speedup = o->speedup;
     j->method = search_method_find(o->method);
-    j->identity = o->identity;
+    j->identity = o->identity || !strcmp(o->method, "layeronly");     /* it removes nothing else */
     j->build = (nn_build){ .classes = (int)o->classes, .width = o->width };
     j->base = *recipe;
     j->base.epochs = o->train_epochs;

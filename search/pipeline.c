@@ -259,7 +259,7 @@ static bool stage_prune(run_state *s, err *e)
     char path[4096];
     s->pruned = search_prune(s->chain, &s->solution, e);
     at(s, "pruned.safetensors", path);
-    return s->pruned && (file_exists(path) || nn_model_save(s->pruned, path, NULL, 0, e));
+    return s->pruned && nn_model_save(s->pruned, path, NULL, 0, e);
 }
 
 static bool stage_tune(run_state *s, err *e)
@@ -312,7 +312,7 @@ static bool stage_merge(run_state *s, err *e)
         return err_set(e, ERR_NEGATIVE, "the merged network differs from the pruned one: relative difference %.2g, agreement %.4f",
                        s->verdict.max_rel, s->verdict.agreement);
     at(s, "merged.safetensors", path);
-    return file_exists(path) || nn_model_save(s->merged, path, NULL, 0, e);
+    return nn_model_save(s->merged, path, NULL, 0, e);
 }
 
 static bool stage_measure(run_state *s, err *e)

@@ -46,13 +46,15 @@ static int64_t argmax(const float *x, int64_t n)
     return best;
 }
 
-/* The first n images of both plans' inputs have been filled. */
-static void compare(comparison *c, int n)
+/* The first n images of a's input have been filled. */
+static bool compare(comparison *c, int n, err *e)
 {
     memcpy(nn_plan_input(c->b, 0), nn_plan_input(c->a, 0), (size_t)(n * c->in) * sizeof(float));
     nn_plan_forward(c->a);
     nn_plan_forward(c->b);
     const float *a = nn_plan_output(c->a), *b = nn_plan_output(c->b);
+    if (!vec_is_finite(n * c->out, a))
+        return err_set(e, ERR_NONFINITE, "nothing can be verified: the output of the network is not finite");
     for (int64_t i = 0; i < n * c->out; i++) {
         double d = fabs((double)a[i] - (double)b[i]);
         c->v->max_abs = d > c->v->max_abs ? d : isnan(d) ? (double)INFINITY : c->v->max_abs;
@@ -69,6 +71,7 @@ static void compare(comparison *c, int n)
         c->agreed += first == second || (double)a[first] - (double)a[second] <= tie;
     }
     c->v->n += n;
+    return true;
 }
 
 static bool compare_noise(comparison *c, int64_t n, uint64_t seed, err *e)
@@ -84,7 +87,8 @@ static bool compare_noise(comparison *c, int64_t n, uint64_t seed, err *e)
             for (int64_t k = 0; k < c->in; k++)
                 x[k] = (float)rng_normal(&r);
         }
-        compare(c, now);
+        if (!compare(c, now, e))
+            return false;
     }
     return true;
 }
@@ -121,7 +125,7 @@ static bool compare_images(comparison *c, const nn_graph *g, const data_set *set
         ok = loader_next(l, &b, e) && (!stop_requested() || err_set(e, ERR_STOPPED, "stopped while verifying"));
         if (ok && b.n > 0) {
             memcpy(nn_plan_input(c->a, 0), b.x, (size_t)(b.n * c->in) * sizeof(float));
-            compare(c, b.n);
+            ok = compare(c, b.n, e);
         }
     }
     loader_free(l);

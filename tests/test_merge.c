@@ -241,6 +241,8 @@ static void a_network_that_differs_is_not_verified(void)
     w[0] = NAN;
     CHECK_OK(search_verify(g, h, NULL, 20, 1, 1e-4, &v, &e), e);
     CHECK(!v.verified);
+    CHECK(!search_verify(h, h, NULL, 20, 1, 1e-4, &v, &e) && e.code == ERR_NONFINITE);
+    e = (err){ 0 };
     w[0] = 1e6f;
     CHECK_OK(search_verify(g, h, NULL, 20, 1, 1e9, &v, &e), e);
     CHECK(!v.verified && v.agreement < 1);
