@@ -43,6 +43,8 @@ static bool open_all(work *w, err *e)
     const merge_options *o = w->o;
     nn_build b = { .classes = (int)o->classes, .width = o->width };
     data_options d = { .limit = o->limit, .seed = (uint64_t)w->c->seed };
+    if (!strcmp(o->out, o->model) || (o->pruned && (!strcmp(o->pruned, o->model) || !strcmp(o->pruned, o->out))))
+        return err_set(e, ERR_USAGE, "--model, --pruned and --out are to be different files");
     if (!file_may_write(o->out, e) || (o->pruned && !file_may_write(o->pruned, e)))
         return false;
     if (!nn_build_input(&b, o->input, e) || (o->data && !(w->set = data_open(o->data, o->split, &d, e))))
@@ -104,7 +106,7 @@ static bool merge(work *w, err *e)
     w->merged = search_merge(w->chain, &w->solution, w->pruned, e);
     if (!w->merged)
         return err_note(e, "%s", o->from_pruned ? o->from_pruned : o->solution);
-    if ((wants_pruned && !nn_model_save(w->pruned, o->pruned, NULL, 0, e)) || !verify(w, &v, e) || !print_verdict(&v, e))
+    if (!verify(w, &v, e) || (wants_pruned && !nn_model_save(w->pruned, o->pruned, NULL, 0, e)) || !print_verdict(&v, e))
         return false;
     if (!v.verified)
         return err_set(e, ERR_NEGATIVE, "%s is not written: the merged network differs from the pruned one by %.3g "

@@ -83,6 +83,8 @@ static bool write_front(const search_front *f, int64_t fixed, const char *path, 
     return ok;
 }
 
+static bool wants_folder(const solve_options *o, const budget_list *b) { return b->n > 1 || o->out[strlen(o->out) - 1] == '/'; }
+
 static bool write_solution(const solve_options *o, const search_solution *s, const char *label, bool folder, err *e)
 {
     char path[4096];
@@ -130,7 +132,7 @@ static bool solve_one(const solve_options *o, const search_front *f, const searc
         s->least_ns = least;
     }
     snprintf(s->method, sizeof s->method, "%s", o->method);
-    return !o->out || write_solution(o, s, b->label[i], b->n > 1 || o->out[strlen(o->out) - 1] == '/', e);
+    return !o->out || write_solution(o, s, b->label[i], wants_folder(o, b), e);
 }
 
 static bool solve_all(const cli_common *c, const solve_options *o, const search_table *t, err *e)
@@ -139,7 +141,8 @@ static bool solve_all(const cli_common *c, const solve_options *o, const search_
     int64_t fixed = 0;
     search_front *f = NULL;
     buf json_out = { 0 };
-    bool ok = b && parse_fixed(o, &fixed, e) && find_budgets(o, t, fixed, b, e) && (f = search_front_new(t, e))
+    bool ok = b && parse_fixed(o, &fixed, e) && find_budgets(o, t, fixed, b, e)
+           && (!o->out || wants_folder(o, b) || file_may_write(o->out, e)) && (f = search_front_new(t, e))
            && (!o->front || write_front(f, fixed, o->front, e));
     int infeasible = -1;
     int64_t least = 0;

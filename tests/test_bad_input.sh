@@ -101,6 +101,17 @@ refuses 64 '--size 24x' eval --model named/model.safetensors --data folders --si
 works train --model resnet20 --data folders --size 24 --epochs 0 --batch 4 --out sized --quiet
 works inspect sized
 check "the size asked for is the size of the input" grep -q 'size=24,24,3 resize=27' sized
+for size in '64,64,3 resize=72' '16,16,3 resize=27'; do      # an image that is not the network's input
+    sed "s/size=24,24,3 resize=27/size=$size/" sized > lying
+    refuses 78 'preprocessing gives images' predict --model lying folders/val/*/*.png
+done
+works merge --help
+refuses 64 'different files' export resnet20 --onnx one --safetensors one
+refuses 64 'different files' merge --model sized --solution none --pruned one --out one
+refuses 64 'different files' merge --model sized --solution none --out sized
+timeout -s INT 0.7 "$lm" data pack builtin:shapes,train=200000,val=10 --shard-mb 1 --out stopped --quiet > out 2> err; got=$?
+[ $got = 124 ] && ! ls stopped | grep -q pack && good || bad "a pack that was stopped leaves shards, or ends too soon ($got)"
+works data pack builtin:shapes,train=20,val=10 --out stopped --quiet
 refuses 65 "$damaged" data make --data folders --out copy --on-bad-image fail --quiet
 works data make --data folders --out copy --quiet --json
 check "seven of eight are written" prints '"train":7'

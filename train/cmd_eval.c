@@ -17,7 +17,7 @@ static const cli_option options[] = {
     { "data", CLI_TEXT, AT(data), "!", NULL, "data set: a folder, or builtin:shapes[,...]" },
     { "split", CLI_CHOICE, AT(split), "val", "train|val", "which images" },
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of them; 0: all" },
-    { "batch", CLI_INT, AT(batch), "0", "1:1048576", "images at a time; 0: by their size" },
+    { "batch", CLI_INT, AT(batch), "0", "0:1048576", "images at a time; 0: by their size" },
     { "predictions", CLI_TEXT, AT(predictions), NULL, NULL, "write index,label,pred (CSV)" },
     { "map", CLI_TEXT, AT(map), NULL, NULL, "1000to:FILE: the network's class of each of the data's, one number per line" },
     { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
