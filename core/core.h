@@ -156,7 +156,8 @@ int  par_threads(void);
  * on the core of the one that created it, and the pool's are pinned when they fill the machine. */
 void par_leave_core(void);
 
-/* SIGINT and SIGTERM set a flag; long loops poll it, save and return ERR_STOPPED. */
+/* SIGINT and SIGTERM set a flag; long loops poll it, save and return ERR_STOPPED. A second one kills,
+ * half a second after the first at the earliest. */
 void stop_install(void);
 bool stop_requested(void);
 void stop_request(bool on);                             /* for tests */
