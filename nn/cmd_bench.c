@@ -9,16 +9,17 @@
 enum { MOST = 16 };              /* batch sizes, thread counts */
 
 typedef struct {
-    const char *batch, *threads, *input;
+    const char *model, *batch, *threads, *input;
     int64_t classes, rounds;
     double width;
 } bench_options;
 
 #define AT(member) offsetof(bench_options, member)
 static const cli_option options[] = {
+    { "model", CLI_TEXT, AT(model), NULL, NULL, "model file or builder, beside those without a flag" },
     { "batch", CLI_TEXT, AT(batch), "1", NULL, "batch sizes, separated by commas" },
     { "threads", CLI_TEXT, AT(threads), "0", NULL, "thread counts, separated by commas; 0: all cores" },
-    { "rounds", CLI_INT, AT(rounds), "0", "3:100000", "samples per network; 0: the ruler's default" },
+    { "rounds", CLI_INT, AT(rounds), NULL, "3:100000", "samples per network (default: the ruler's)" },
     CLI_BUILDER(bench_options),
 };
 
@@ -59,14 +60,16 @@ typedef struct {
     json_writer json;
 } work;
 
-static bool open_nets(work *w, char **word, err *e) {
+static bool open_nets(work *w, int n_word, char **word, err *e) {
     nn_build b;
+    w->n = n_word + (w->o->model != NULL);
+    if (!w->n) return err_set(e, ERR_USAGE, "bench needs model files or builders");
     w->net = mem_new((size_t)w->n, sizeof *w->net, e);
     if (!w->net || !parse_build(w->o, &b, e)) return false;
     for (int i = 0; i < w->n; i++) {
-        w->net[i].name = word[i];
-        bool file = !nn_model_find(word[i]);
-        w->net[i].g = nn_model_open(word[i], file ? NULL : &b, (uint64_t)w->c->seed, e);
+        const char *name = w->net[i].name = i < n_word ? word[i] : w->o->model;
+        bool file = !nn_model_find(name);
+        w->net[i].g = nn_model_open(name, file ? NULL : &b, (uint64_t)w->c->seed, e);
         if (!w->net[i].g) return false;
     }
     return true;
@@ -165,11 +168,10 @@ static bool measure(work *w, err *e) {
 }
 
 static bool run(const cli_common *c, const void *opt, int n_word, char **word, err *e) {
-    if (!n_word) return err_set(e, ERR_USAGE, "bench needs model files or builders");
     buf out = {0};
-    work w = { .c = c, .o = opt, .n = n_word, .json = json_writer_on(&out, false) };
+    work w = { .c = c, .o = opt, .json = json_writer_on(&out, false) };
     bool ok = parse_counts("batch", w.o->batch, 1, 65536, &w.batch, e)
-           && parse_counts("threads", w.o->threads, 0, 1024, &w.threads, e) && open_nets(&w, word, e);
+           && parse_counts("threads", w.o->threads, 0, 1024, &w.threads, e) && open_nets(&w, n_word, word, e);
     json_begin(&w.json, NULL, '[');
     if (ok) {
         w.progress = cli_progress_start("bench", (int64_t)w.threads.n * w.batch.n * 1000, c->quiet);

@@ -6,14 +6,14 @@
 #include <string.h>
 
 typedef struct {
-    const char *model, *data, *out, *method, *shard, *bad, *recipe;
-    int64_t from, to, train_images, score_images, scores, batch;
-    double epochs, lr;
+    const char *model, *data, *out, *method, *shard, *bad, *recipe, *input, *size;
+    int64_t from, to, train_images, score_images, scores, batch, classes, limit;
+    double epochs, lr, width;
     bool keep_single, identity;
 } importance_options;
 
 static const cli_option options[] = {
-    { "model", CLI_TEXT, offsetof(importance_options, model), "!", NULL, "trained model file" },
+    { "model", CLI_TEXT, offsetof(importance_options, model), "!", NULL, "trained model file, or a builder" },
     { "data", CLI_TEXT, offsetof(importance_options, data), "!", NULL, "images; only the training split is used" },
     { "out", CLI_TEXT, offsetof(importance_options, out), "!", NULL, "folder of the parts and of the tables" },
     { "method", CLI_CHOICE, offsetof(importance_options, method), "finetune", "finetune|bn|reconstruct", "how an entry is scored" },
@@ -29,6 +29,9 @@ static const cli_option options[] = {
     { "from", CLI_INT, offsetof(importance_options, from), "0", "0:1000000", "first entry id" },
     { "to", CLI_INT, offsetof(importance_options, to), "0", "0:1000000", "one past the last entry id; 0: all" },
     { "shard", CLI_TEXT, offsetof(importance_options, shard), NULL, NULL, "i/n: every n-th entry, starting with i (from 0)" },
+    { "limit", CLI_INT, offsetof(importance_options, limit), "0", "0:", "class-balanced part of the images; 0: all" },
+    { "size", CLI_TEXT, offsetof(importance_options, size), NULL, NULL, "side of the images the network gets: N or H,W" },
+    CLI_BUILDER(importance_options),
     CLI_BAD_IMAGES(importance_options),
 };
 
@@ -104,8 +107,9 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
 {
     (void)n_word, (void)word;
     const importance_options *o = opt;
-    data_options d = { .fail_on_bad = !strcmp(o->bad, "fail"), .seed = (uint64_t)c->seed };
-    nn_build b = { 0 };
+    data_options d = { .limit = o->limit, .fail_on_bad = !strcmp(o->bad, "fail"), .seed = (uint64_t)c->seed };
+    nn_build b = { .classes = (int)o->classes, .width = o->width };
+    if (!data_size_parse(&d, o->size, e) || !nn_build_input(&b, o->input, e)) return false;
     data_set *set = data_open(o->data, "train", &d, e);
     nn_graph *g = set ? train_open_model(o->model, &b, set, (uint64_t)c->seed, e) : NULL;
     bool ok = g && score(c, o, g, set, e);

@@ -10,7 +10,7 @@
 enum { NOISE_IMAGES = 16 };
 
 typedef struct {
-    const char *model, *solution, *pruned, *out, *from_pruned, *data, *split, *input;
+    const char *model, *solution, *pruned, *out, *from_pruned, *data, *split, *input, *size;
     int64_t classes, limit;
     double width, tolerance;
 } merge_options;
@@ -25,6 +25,7 @@ static const cli_option options[] = {
     { "data", CLI_TEXT, AT(data), NULL, NULL, "verify on images too: a folder, or builtin:shapes[,...]" },
     { "split", CLI_CHOICE, AT(split), "val", "train|val", "which images" },
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of them; 0: all" },
+    { "size", CLI_TEXT, AT(size), NULL, NULL, "side of the images the network gets: N or H,W" },
     { "tolerance", CLI_NUMBER, AT(tolerance), "1e-4", "0:", "largest difference, relative to the largest output" },
     CLI_BUILDER(merge_options),
 };
@@ -47,7 +48,8 @@ static bool open_all(work *w, err *e)
         return err_set(e, ERR_USAGE, "--model, --pruned and --out are to be different files");
     if (!file_may_write(o->out, e) || (o->pruned && !file_may_write(o->pruned, e)))
         return false;
-    if (!nn_build_input(&b, o->input, e) || (o->data && !(w->set = data_open(o->data, o->split, &d, e))))
+    if (!nn_build_input(&b, o->input, e) || !data_size_parse(&d, o->size, e)
+        || (o->data && !(w->set = data_open(o->data, o->split, &d, e))))
         return false;
     w->base = w->set ? train_open_model(o->model, &b, w->set, (uint64_t)w->c->seed, e)
                      : nn_model_open(o->model, &b, (uint64_t)w->c->seed, e);

@@ -142,7 +142,8 @@ static bool solve_all(const cli_common *c, const solve_options *o, const search_
     search_front *f = NULL;
     buf json_out = { 0 };
     bool ok = b && parse_fixed(o, &fixed, e) && find_budgets(o, t, fixed, b, e)
-           && (!o->out || wants_folder(o, b) || file_may_write(o->out, e)) && (f = search_front_new(t, e))
+           && (!o->out || wants_folder(o, b) || file_may_write(o->out, e))
+           && ((f = search_front_new(t, e)) || err_note(e, "%s", o->time))
            && (!o->front || write_front(f, fixed, o->front, e));
     int infeasible = -1;
     int64_t least = 0;
@@ -170,7 +171,8 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     const solve_options *o = opt;
     search_table times, importance = { 0 }, all = { 0 }, offered = { 0 };
     if (!search_read_times(&times, o->time, e)) return false;
-    bool ok = search_read_importance(&importance, o->importance, e) && search_join(&all, &times, &importance, e)
+    bool ok = search_read_importance(&importance, o->importance, e)
+           && (search_join(&all, &times, &importance, e) || err_note(e, "%s and %s", o->time, o->importance))
            && search_filter(&all, search_method_find(o->method), &offered, e) && solve_all(c, o, &offered, e);
     mem_free(offered.row);
     search_table_free(&all);
