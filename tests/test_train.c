@@ -490,6 +490,28 @@ static void a_damaged_checkpoint_is_never_continued_from(void) {
     stage_free(&s);
 }
 
+static void a_damaged_last_checkpoint_never_replaces_the_good_one_before(void) {
+    err e = {0};
+    float x[64] = { 1, 2, 3 };
+    state_slot slot = { .name = "x", .rank = 1, .dim = { 64 }, .x = x };
+    train_state s = { .job = "j", .val_step = -1 };
+    const char *dir = in_dir("spare"), *last = in_dir("spare/last.safetensors");
+    CHECK_OK(file_make_dirs(dir, &e), e);
+    for (s.step = 1; s.step <= 2; s.step++) CHECK_OK(checkpoint_save(dir, &slot, 1, &s, &e), e);
+    damage(last, 0.999, false);
+
+    bool found;
+    char note[1200];
+    train_state back = { .job = "j" };
+    CHECK_OK(checkpoint_load(dir, &slot, 1, &back, &found, note, &e), e);
+    CHECK(found && back.step == 1 && note[0]);
+    CHECK_OK(checkpoint_save(dir, &slot, 1, &s, &e), e);
+    unlink(last);                             /* as a crash amid that save leaves it */
+    CHECK_OK(checkpoint_load(dir, &slot, 1, &back, &found, note, &e), e);
+    CHECK(found && back.step == 1);
+    buf_free(&back.metrics);
+}
+
 static void the_checkpoint_of_another_job_is_refused(void) {
     err e = {0};
     stage s = stage_new(0);
@@ -695,6 +717,7 @@ int main(void) {
     RUN(one_and_two_threads_train_to_the_same_bits);
     RUN(a_finished_run_returns_at_once_with_the_same_result);
     RUN(a_damaged_checkpoint_is_never_continued_from);
+    RUN(a_damaged_last_checkpoint_never_replaces_the_good_one_before);
     RUN(the_checkpoint_of_another_job_is_refused);
     RUN(a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint);
     RUN(a_full_disk_leaves_the_old_checkpoints_alone);

@@ -223,6 +223,7 @@ bool checkpoint_load(const char *dir, const state_slot *slot, int n, train_state
              : err_set(e, ERR_DATA, "%s; remove it to start the run again", first.msg);
     }
     if (!load_file(path[1], slot, n, s, e)) return false;
+    if (last && !move(path[1], path[0], e)) return false;   /* or the next save would keep the damaged one */
     *found = true;
     if (last)
         snprintf(note, 1200, "continuing from the checkpoint before the last one: %.1000s", first.msg);

@@ -57,7 +57,7 @@ typedef struct {
  * fails both files are as they were. */
 bool checkpoint_save(const char *dir, const state_slot *slot, int n, const train_state *s, err *e);
 /* Fill slots and state from the last checkpoint, or from the one before when the last is damaged
- * (then `note` says so). Nothing is touched unless all of it is right. Without a checkpoint: true,
+ * (then it takes its place and `note` says so). Nothing is touched unless all of it is right. Without a checkpoint: true,
  * *found false. All damaged: ERR_DATA. Of another job (s->job): ERR_CONFIG. */
 bool checkpoint_load(const char *dir, const state_slot *slot, int n, train_state *s, bool *found,
                      char note[1200], err *e);
