@@ -302,8 +302,12 @@ static bool parse(command *c, int argc, char **argv, err *e) {
 
 void cli_config(json_writer *w, const cli_verb *v, const cli_common *common, const void *options) {
     const cli_option *o;
+    cli_common used = *common;
+    used.threads = par_threads();
+    used.isa = isa_names[core_isa()];
+    used.conv = core_conv_road();
     for (int i = 0; (o = nth_option(v, i)); i++) {
-        const void *at = (is_common(o) ? (const char *)common : (const char *)options) + o->offset;
+        const void *at = (is_common(o) ? (const char *)&used : (const char *)options) + o->offset;
         switch (o->type) {
         case CLI_FLAG:   json_bool(w, o->name, *(const bool *)at); break;
         case CLI_INT:    json_int(w, o->name, *(const int64_t *)at); break;

@@ -50,7 +50,8 @@ typedef struct cli_verb {
  * version, `VERB --help`; unknown verbs and flags get the nearest name. `--name=value` works too. */
 int cli_main(int argc, char **argv, const cli_verb *const *verb, int n_verb);
 
-/* The resolved values of a verb as members of a JSON object (for config.json). */
+/* The values of a verb as members of a JSON object (for config.json); threads, isa and conv as core
+ * resolved them. */
 void cli_config(json_writer *w, const cli_verb *v, const cli_common *common, const void *options);
 /* "1.5,2" → numbers; false with a sentence naming the flag. max_n values at most. */
 bool cli_numbers(const char *flag, const char *text, double *out, int max_n, int *n, err *e);

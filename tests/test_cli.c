@@ -104,10 +104,10 @@ static bool refused(const char *line, int code, const char *part) {
 /* ---- tests ------------------------------------------------------------------------------------ */
 
 static void defaults_and_given_values_reach_the_verb(void) {
-    CHECK(run("fit --out m.st --threads 1") == 0);
+    CHECK(run("fit --out m.st --threads 1 --isa scalar") == 0);
     CHECK_TEXT(out, "{\"out\":\"m.st\",\"epochs\":0,\"lr\":0.1,\"keep\":0.5,\"opt\":\"sgd\",\"hflip\":true,"
                     "\"exact\":false,\"warmup-epochs\":0,\"tag\":null,\"threads\":1,\"seed\":42,"
-                    "\"json\":false,\"quiet\":false,\"isa\":null,\"conv\":null}");
+                    "\"json\":false,\"quiet\":false,\"isa\":\"scalar\",\"conv\":\"direct\"}");
     CHECK(run("fit --out=a=b --epochs 7 --lr=2.5e-1 --keep 25% --opt adam --no-hflip --exact --tag -5 "
               "--seed 9 --json --quiet --threads=2 --isa scalar --conv im2col") == 0);
     CHECK_TEXT(out, "{\"out\":\"a=b\",\"epochs\":7,\"lr\":0.25,\"keep\":0.25,\"opt\":\"adam\",\"hflip\":false,"
@@ -115,6 +115,18 @@ static void defaults_and_given_values_reach_the_verb(void) {
                     "\"json\":true,\"quiet\":true,\"isa\":\"scalar\",\"conv\":\"im2col\"}");
     CHECK(run("fit --out x --hflip=false --exact=true --threads 1") == 0);
     CHECK(strstr(out, "\"hflip\":false,\"exact\":true"));
+}
+
+static void a_configuration_names_the_threads_and_the_isa_that_were_chosen(void) {
+    err e = {0};
+    CHECK(run("fit --out m.st") == 0);
+    CHECK_OK(core_init(&(core_options){0}, &e), e);
+    char want[128];
+    snprintf(want, sizeof want, "\"threads\":%d,", par_threads());
+    CHECK(strstr(out, want));
+    snprintf(want, sizeof want, "\"isa\":\"%s\",\"conv\":\"direct\"}", isa_names[core_isa()]);
+    CHECK(strstr(out, want));
+    core_stop();
 }
 
 static void a_verbs_own_option_hides_the_common_one(void) {
@@ -243,6 +255,7 @@ static void progress_tells_how_long_and_can_be_silenced(void) {
 
 int main(void) {
     RUN(defaults_and_given_values_reach_the_verb);
+    RUN(a_configuration_names_the_threads_and_the_isa_that_were_chosen);
     RUN(a_verbs_own_option_hides_the_common_one);
     RUN(unknown_verbs_and_flags_get_the_nearest_name);
     RUN(what_is_missing_or_too_much_is_named);
