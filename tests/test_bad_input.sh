@@ -272,13 +272,18 @@ check "nothing was written" [ ! -e no ]
 
 # ---- run folders
 small="--model resnet20 --data $data --batch 16 --epochs 2"
-works train $small --run run --quiet
+works train $small --run run --threads 1 --quiet
 cp -r run whole
 head -c 5000 whole/checkpoints/last.safetensors > run/checkpoints/last.safetensors; works train $small --run run --quiet
 check "the spare checkpoint continues to the same bits" cmp run/model.safetensors whole/model.safetensors
 head -c 5000 whole/checkpoints/last.safetensors > run/checkpoints/last.safetensors; rm run/checkpoints/previous.safetensors
 refuses 65 'last.safetensors.*remove it' train $small --run run --quiet
 refuses 78 '"lr" was 0.1 and is now 0.2' train $small --lr 0.2 --run whole --quiet
+for flag in $("$lm" train --help | sed -n '/ the same as --batch/d; s/^  --\([a-z-]*\).*/\1/p'); do check "config.json has $flag" grep -q "^ *\"$flag\": " whole/config.json; done
+for value in 'threads": 1' 'limit": 64' 'val-limit": 32' 'input": "3,8,8"' 'size": "8,8"' 'width": 1' 'conv": "direct"' 'exact": false'; do check "$value" grep -q "\"$value,*\$" whole/config.json; done
+refuses 78 '"exact" was false and is now true' train $small --exact --run whole --quiet
+refuses 78 '"conv" was "direct" and is now "im2col"' train $small --conv im2col --run whole --quiet
+works train $small --run whole --threads 2 --workers 2 --checkpoint-every 5 --limit 64 --json
 echo '{' > run/config.json; refuses 65 'config.json' train $small --run run --quiet
 refuses 74 'm: ' train $small --run m
 refuses 64 'is a folder' train $small --out folders

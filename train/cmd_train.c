@@ -160,6 +160,7 @@ typedef struct {
     nn_graph *g, *teacher;
     char parent[65], out[4096];  /* hash of the file the weights are from, "" for a builder */
     buf config, transferred;     /* transferred: what --pretrained gave */
+    size_t outcome;              /* where in config that which decides the outcome begins */
     cli_progress progress;
     int room;                    /* held on the disk for the model, or -1 */
 } work;
@@ -213,34 +214,59 @@ static bool settle_out(work *w, err *e) {
     return ok;
 }
 
-/* Every value that decides the outcome, resolved; also the job's identity. */
-static bool describe(work *w, err *e) {
+/* The builder's own width where none is asked for; a file's network has no width. */
+static double width_of(const train_options *o) {
+    const nn_model *m = o->model ? nn_model_find(o->model) : NULL;
+    return m && o->width == 0 ? m->standard.width : o->width;
+}
+
+/* What decides the outcome. */
+static void outcome_json(json_writer *j, const work *w) {
     const train_options *o = w->o;
-    char prep[256];
-    snprintf(prep, sizeof prep, "%s", w->g->prep);
+    const int *in = nn_input(w->g, 0)->attr.size;
+    char size[32], input[48];
+    snprintf(size, sizeof size, "%d,%d", in[0], in[1]);
+    snprintf(input, sizeof input, "%d,%s", in[2], size);
+    json_text(j, "model", o->model);
+    json_text(j, "model-sha256", w->parent[0] && !o->pretrained ? w->parent : NULL);
+    json_text(j, "pretrained", o->pretrained);
+    json_text(j, "pretrained-sha256", o->pretrained ? w->parent : NULL);
+    json_text(j, "map", o->map);
+    json_text(j, "data", o->data);
+    json_int(j, "train-images", data_count(w->train));
+    json_int(j, "val-images", data_count(w->val));
+    json_int(j, "limit", data_count(w->train));
+    json_int(j, "val-limit", data_count(w->val));
+    json_int(j, "classes", data_classes(w->train));
+    json_text(j, "input", input);
+    json_text(j, "size", size);
+    json_text(j, "prep", w->g->prep);
+    json_number(j, "width", width_of(o));
+    json_text(j, "distill", o->distill);
+    json_text(j, "on-bad-image", o->bad);
+    json_number(j, "val-every", o->val_every);
+    json_int(j, "seed", w->c->seed);
+    json_text(j, "isa", isa_names[core_isa()]);
+    json_text(j, "conv", core_conv_road());
+    json_bool(j, "exact", core_exact());
+    recipe_json(j, &w->recipe);
+}
+
+/* Every value, resolved. From w->outcome on the text is the job's identity: what comes before it may
+ * differ when a run is continued (run.c). */
+static bool describe(work *w, err *e) {
     json_writer j = json_writer_on(&w->config, true);
     json_begin(&j, NULL, '{');
     json_text(&j, "verb", "train");
-    json_text(&j, "model", o->model);
-    json_text(&j, "model-sha256", w->parent[0] && !o->pretrained ? w->parent : NULL);
-    if (o->pretrained) {
-        json_text(&j, "pretrained", o->pretrained);
-        json_text(&j, "pretrained-sha256", w->parent);
-        json_text(&j, "map", o->map);
-    }
-    json_text(&j, "data", o->data);
-    json_int(&j, "train-images", data_count(w->train));
-    json_int(&j, "val-images", data_count(w->val));
-    json_int(&j, "classes", data_classes(w->train));
-    json_text(&j, "prep", prep);
-    json_number(&j, "width", o->width);
-    json_text(&j, "distill", o->distill);
-    json_text(&j, "on-bad-image", o->bad);
-    json_number(&j, "val-every", o->val_every);
-    json_int(&j, "seed", w->c->seed);
-    json_text(&j, "isa", isa_names[core_isa()]);
-    json_text(&j, "conv", core_conv_road());
-    recipe_json(&j, &w->recipe);
+    json_text(&j, "run", w->o->run);
+    json_text(&j, "out", w->out);
+    json_number(&j, "checkpoint-every", w->o->checkpoint_every);
+    json_int(&j, "workers", w->o->workers);
+    json_int(&j, "threads", par_threads());
+    json_bool(&j, "json", w->c->json);
+    json_bool(&j, "quiet", w->c->quiet);
+    w->outcome = w->config.len;
+    outcome_json(&j, w);
     json_end(&j, '}');
     return !w->config.failed || err_set(e, ERR_NOMEM, "out of memory");
 }
@@ -335,7 +361,7 @@ static bool train_and_write(work *w, err *e) {
     train_job job = {
         .g = w->g, .teacher = w->teacher, .train = w->train, .val = w->val, .recipe = w->recipe,
         .seed = (uint64_t)w->c->seed, .loader_workers = (int)w->o->workers, .val_every = w->o->val_every,
-        .run_dir = w->o->run, .checkpoint_s = w->o->checkpoint_every, .identity = w->config.data,
+        .run_dir = w->o->run, .checkpoint_s = w->o->checkpoint_every, .identity = w->config.data + w->outcome,
         .tick = tick, .note = say, .ctx = w,
     };
     if (w->o->pretrained) say(w, w->transferred.data);
