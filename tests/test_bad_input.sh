@@ -48,6 +48,7 @@ done
 for pair in '--lr nan' '--lr -1' '--lr 1e999' '--lr x' '--lr 1,2' '--batch 0' '--batch 1.5' '--momentum 1' '--epochs -1' '--mixup inf' '--workers 0'; do
     refuses 64 "${pair#--}" train --model resnet20 --data $data --out no $pair
 done
+refuses 64 'needs --model-ema' train --model resnet20 --data $data --out no --model-ema-decay 0.9
 
 # ---- nobody listens
 for words in help version 'train --help' 'inspect resnet20' 'inspect resnet20 --json'; do
@@ -294,6 +295,10 @@ refuses 78 'images for fine-tuning' compress --model resnet20 --data $data --tra
 check "a command that cannot run claims no folder" [ ! -e claimed ]
 refuses 66 'report.json' report whole
 refuses 74 'no-folder/t.csv' latency --model resnet20 --batch 1 --rounds 3 --out no-folder/t.csv
+
+works train $small --run average --model-ema --quiet
+check "--model-ema alone takes timm's decay" grep -q '"model-ema-decay": 0.9998,$' average/config.json
+refuses 78 '"model-ema-decay" was 0.9998 and is now 0.9' train $small --run average --model-ema --model-ema-decay 0.9 --quiet
 
 # ---- stopped
 for signal in INT TERM; do

@@ -14,7 +14,7 @@ check() {                                    # a sentence, then a command that m
 
 start() {                                    # name, threads: in the background, as $child
     "$lm" train --model resnet20 --data builtin:shapes,classes=3,size=16,train=160,val=32 --epochs 2 \
-        --batch 32 --model-ema 0.9 --mixup 0.2 --checkpoint-every 0.001 --quiet --json --threads "$2" \
+        --batch 32 --model-ema --model-ema-decay 0.9 --mixup 0.2 --checkpoint-every 0.001 --quiet --json --threads "$2" \
         --run "$dir/$1" --out "$dir/$1.safetensors" > "$dir/$1.json" 2> "$dir/$1.err" &
     child=$!
 }

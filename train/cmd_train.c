@@ -25,7 +25,7 @@
     X(hflip, "hflip", augment.hflip, double, 0, 1, "probability of mirroring") \
     X(pad, "crop-pad", augment.pad, int, 0, 1024, "pad by so many pixels, crop back at random") \
     X(rrc, "rrc-min", augment.rrc_min, double, 0, 1, "random resized crop, least area; 0: off") \
-    X(ema, "model-ema", ema, double, 0, 0.99999999, "decay of averaged weights; 0: off") \
+    X(ema, "model-ema-decay", ema, double, 0, 0.99999999, "decay of that average (0.9998 with --model-ema)") \
     X(clip, "clip-grad", clip, double, 0, 1e9, "largest global gradient norm; 0: no limit") \
     X(kd, "kd-weight", kd, double, 0, 1, "share of distillation in the loss (0.3 with --distill)") \
     X(temperature, "kd-temperature", temperature, double, 1e-6, 1e6, "of the distillation loss")
@@ -35,6 +35,7 @@ typedef struct {
         *pretrained, *map;
     int64_t limit, val_limit, classes, workers;
     double checkpoint_every, val_every, width;
+    bool model_ema;
 #define MEMBER(id, ...) const char *id;
     struct { NUMBERS(MEMBER) } number;
 } train_options;
@@ -47,6 +48,7 @@ static const cli_option options[] = {
     { "out", CLI_TEXT, AT(out), NULL, NULL, "trained model (RUN/model.safetensors with --run)" },
     { "run", CLI_TEXT, AT(run), NULL, NULL, "run folder: metrics, log, checkpoints; continues from them" },
     { "recipe", CLI_TEXT, AT(recipe), NULL, NULL, "row of numbers to start from (cifar-resnet)" },
+    { "model-ema", CLI_FLAG, AT(model_ema), NULL, NULL, "keep a moving average of the weights as the model" },
     NUMBERS(OPTION)
     { "opt", CLI_CHOICE, AT(opt), NULL, "sgd|adam|adamw", "optimiser" },
     { "sched", CLI_CHOICE, AT(sched), NULL, "cosine|step|constant", "learning rate schedule" },
@@ -117,6 +119,7 @@ static bool resolve(const train_options *o, train_recipe *r, err *e) {
     if (!row) return unknown_recipe(o->recipe, e);
     *r = *row;
     if (o->distill && r->kd <= 0) r->kd = 0.3;   /* Kim et al. 2023 */
+    if (o->model_ema && r->ema <= 0) r->ema = 0.9998;   /* timm's */
     for (int i = 0; i < CLI_COUNT(numbers); i++) {
         const char *text = *(const char *const *)(const void *)((const char *)o + numbers[i].text);
         if (text && !override(&numbers[i], text, r, e)) return false;
@@ -126,6 +129,8 @@ static bool resolve(const train_options *o, train_recipe *r, err *e) {
     if (o->sched) r->sched = (train_sched)index_of(o->sched, sched_names);
     if (r->kd > 0 && !o->distill)
         return err_set(e, ERR_USAGE, "--kd-weight %g needs --distill TEACHER", r->kd);
+    if (r->ema > 0 && !o->model_ema)
+        return err_set(e, ERR_USAGE, "--model-ema-decay %g needs --model-ema", r->ema);
     return true;
 }
 
@@ -140,6 +145,7 @@ static void recipe_json(json_writer *w, const train_recipe *r) {
     }
     char aa[128];
     data_randaug_print(&r->augment.aa, aa);
+    json_bool(w, "model-ema", r->ema > 0);
     json_text(w, "aa", aa);
     json_text(w, "opt", opt_names[r->opt]);
     json_text(w, "sched", sched_names[r->sched]);
