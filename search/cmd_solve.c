@@ -67,22 +67,6 @@ static bool find_budgets(const solve_options *o, const search_table *t, int64_t 
     return true;
 }
 
-static bool write_front(const search_front *f, int64_t fixed, const char *path, err *e)
-{
-    buf out = { 0 };
-    char time[32], importance[32];
-    buf_puts(&out, "time_ms,importance,segments\n");
-    for (int i = 0; i < search_front_count(f); i++) {
-        search_point p = search_front_at(f, i);
-        number_print(time, (double)(p.time_ns + fixed) / 1e6);
-        number_print(importance, (double)p.importance_fx * 1e-12);
-        buf_printf(&out, "%s,%s,%d\n", time, importance, p.n_segment);
-    }
-    bool ok = out.failed ? err_set(e, ERR_NOMEM, "no memory for %s", path) : file_write(path, out.data, out.len, e);
-    buf_free(&out);
-    return ok;
-}
-
 static bool wants_folder(const solve_options *o, const budget_list *b) { return b->n > 1 || o->out[strlen(o->out) - 1] == '/'; }
 
 static bool write_solution(const solve_options *o, const search_solution *s, const char *label, bool folder, err *e)
@@ -144,7 +128,7 @@ static bool solve_all(const cli_common *c, const solve_options *o, const search_
     bool ok = b && parse_fixed(o, &fixed, e) && find_budgets(o, t, fixed, b, e)
            && (!o->out || wants_folder(o, b) || file_may_write(o->out, e))
            && ((f = search_front_new(t, e)) || err_note(e, "%s", o->time))
-           && (!o->front || write_front(f, fixed, o->front, e));
+           && (!o->front || search_front_write(f, fixed, o->front, e));
     int infeasible = -1;
     int64_t least = 0;
     for (int i = 0; ok && i < b->n; i++) {

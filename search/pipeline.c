@@ -52,11 +52,10 @@ static void tick_train(void *ctx, const train_tick *t)
 
 /* ---- stages: each leaves its file and its place in the state -------------------------------------------- */
 
-static bool train_stage(run_state *s, nn_graph *g, const train_recipe *recipe, nn_graph *teacher, const char *name, err *e)
+static bool train_stage(run_state *s, nn_graph *g, const train_recipe *recipe, nn_graph *teacher, const char *dir, const char *name, err *e)
 {
-    char dir[4096];
     train_job t = { .g = g, .teacher = teacher, .train = s->train, .val = s->val, .recipe = *recipe, .seed = s->job->seed,
-                    .run_dir = at(s, name, dir), .identity = name, .tick = tick_train, .ctx = s };
+                    .run_dir = dir, .identity = name, .tick = tick_train, .ctx = s };
     train_result r;
     if (!teacher) t.recipe.kd = 0;
     return train_run(&t, &r, e);
@@ -64,11 +63,12 @@ static bool train_stage(run_state *s, nn_graph *g, const train_recipe *recipe, n
 
 static bool stage_base(run_state *s, err *e)
 {
-    char path[4096];
+    char path[4096], dir[4096];
     at(s, "base.safetensors", path);
     if (!file_exists(path)) {
         bool builder = nn_model_find(s->job->model) != NULL;
-        if ((builder && !train_stage(s, s->base, &s->job->base, NULL, "base", e)) || !nn_model_save(s->base, path, NULL, 0, e))
+        if ((builder && !train_stage(s, s->base, &s->job->base, NULL, at(s, "base", dir), "base", e))
+            || !nn_model_save(s->base, path, NULL, 0, e))
             return false;
     }
     nn_graph_free(s->base);
@@ -189,10 +189,12 @@ static bool try_solution(run_state *s, const search_solution *solution, double *
     return ok;
 }
 
+static int64_t fixed_ns(const run_state *s) { return (int64_t)ceil(s->fixed.fixed_ms * 1e6); }
+
 static bool solve_at(const run_state *s, int64_t budget, search_solution *out, err *e)
 {
     search_solution_free(out);
-    if (!search_front_solve(s->front, &s->offered, budget, (int64_t)ceil(s->fixed.fixed_ms * 1e6), out, e)) return false;
+    if (!search_front_solve(s->front, &s->offered, budget, fixed_ns(s), out, e)) return false;
     return out->feasible || err_set(e, ERR_NEGATIVE, "a budget of %.4g ms is infeasible, the least feasible latency is %.4g ms",
                                     (double)budget / 1e6, (double)out->least_ns / 1e6);
 }
@@ -246,7 +248,8 @@ static bool stage_solve(run_state *s, err *e)
 {
     char path[4096];
     if (!search_filter(&s->table, s->job->method, &s->offered, e)) return false;
-    if (!(s->front = search_front_new(&s->offered, e))) return false;
+    if (!(s->front = search_front_new(&s->offered, e)) || !search_front_write(s->front, fixed_ns(s), at(s, "front.csv", path), e))
+        return false;
     at(s, "solution.json", path);
     if (file_exists(path)) return search_solution_read(&s->solution, path, e);
     return solve_measured(s, e) && search_solution_write(&s->solution, path, e);
@@ -268,7 +271,7 @@ static bool stage_tune(run_state *s, err *e)
     at(s, "tuned.safetensors", path);
     if (!file_exists(path)) {
         nn_graph *g = nn_graph_copy(s->pruned, e);
-        bool ok = g && train_stage(s, g, &s->job->tune, s->job->distill ? s->base : NULL, "tune", e)
+        bool ok = g && train_stage(s, g, &s->job->tune, s->job->distill ? s->base : NULL, s->job->run_dir, "tune", e)
                && nn_model_save(g, path, NULL, 0, e);
         nn_graph_free(g);
         if (!ok) return false;

@@ -33,6 +33,24 @@ void search_report_table(const search_row *row, int n, buf *out)
     }
 }
 
+/* ---- the front ---------------------------------------------------------------------------------------- */
+
+bool search_front_write(const search_front *f, int64_t fixed_ns, const char *path, err *e)
+{
+    buf out = { 0 };
+    char time[32], importance[32];
+    buf_puts(&out, "time_ms,importance,segments\n");
+    for (int i = 0; i < search_front_count(f); i++) {
+        search_point p = search_front_at(f, i);
+        number_print(time, (double)(p.time_ns + fixed_ns) / 1e6);
+        number_print(importance, (double)p.importance_fx * 1e-12);
+        buf_printf(&out, "%s,%s,%d\n", time, importance, p.n_segment);
+    }
+    bool ok = out.failed ? err_set(e, ERR_NOMEM, "no memory for %s", path) : file_write(path, out.data, out.len, e);
+    buf_free(&out);
+    return ok;
+}
+
 /* ---- the figure ---------------------------------------------------------------------------------------- */
 
 bool search_report_svg(const search_front *f, const search_solution *chosen, const char *path, err *e)

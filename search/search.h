@@ -182,6 +182,8 @@ typedef struct {
     int64_t macs, params;
 } search_row;
 void search_report_table(const search_row *row, int n, buf *out);        /* aligned text */
+/* Every point, with what no choice can change in its time: time_ms,importance,segments. */
+bool search_front_write(const search_front *f, int64_t fixed_ns, const char *path, err *e);
 /* The front (latency against importance) with the chosen point. */
 bool search_report_svg(const search_front *f, const search_solution *chosen, const char *path, err *e);
 /* run folder with report.json, front.svg → report.html. */

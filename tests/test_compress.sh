@@ -21,11 +21,28 @@ check "merged equals pruned" below "$(number max_rel "$run/verify.json")" 1e-4
 check "no top-1 answer changed" grep -q '"top1_agreement": *1[,}]' "$run/verify.json"
 check "the report names three networks" [ "$(grep -c '"name"' "$run/report.json")" = 3 ]
 for f in base pruned tuned merged; do check "$f.safetensors can be inspected" exits 0 "$lm" inspect "$run/$f.safetensors" --json; done
-for f in config.json env.json log.txt chain.txt time.csv normalized_importance.csv solution.json report.svg report.html; do check "$f is there" test -s "$run/$f"; done
+for f in config.json env.json metrics.csv log.txt checkpoints/last.safetensors chain.txt time.csv importance/importance.csv normalized_importance.csv front.csv solution.json report.svg report.html; do check "$f is there" test -s "$run/$f"; done
 
 before=$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)
 check "a finished run answers again" exits 0 compress --json
 check "and changes none of its networks or tables" [ "$before" = "$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)" ]
+check "metrics.csv has one header" [ "$(grep -c '^step,epoch' "$run/metrics.csv")" = 1 ]
+tune_anew() { rm -rf "$1" && cp -r "$run" "$1" && rm -r "$1"/metrics.csv "$1"/checkpoints "$1"/tuned.safetensors; }
+stopped_in_tuning() {
+    local run=$dir/stopped
+    compress --json & local pid=$!
+    until [ -d "$run/checkpoints" ] || ! kill -0 $pid 2> /dev/null; do sleep 0.01; done
+    sleep 0.3                  # amid its steps
+    kill -TERM $pid
+    wait $pid
+}
+tune_anew "$dir/stopped"
+exec=exec
+check "a run stops in its fine-tuning" exits 75 stopped_in_tuning
+exec=
+check "continues" eval 'run="$dir/stopped" compress'
+check "to the same bits" cmp "$dir/stopped/tuned.safetensors" "$run/tuned.safetensors"
+check "and one header" [ "$(grep -c '^step,epoch' "$dir/stopped/metrics.csv")" = 1 ]
 check "another command in the same folder is refused" exits 78 compress --epochs 2
 check "an impossible budget is a negative answer" exits 1 "$lm" compress --model "$run/base.safetensors" \
     --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --train-images 64 --score-images 64 --batch 8 --rounds 3
@@ -38,6 +55,7 @@ check "eval of the merged file agrees with the report" [ "$(number top1 "$dir/ev
 check "solve answers several budgets" exits 0 "$lm" solve --time "$run/time.csv" --importance "$run/normalized_importance.csv" \
     --speedup 1,1.1 --out "$dir/solutions/" --front "$dir/front.csv" --json
 check "with a front of its own" grep -q '^time_ms,importance,segments$' "$dir/front.csv"
+check "as long as the run's" [ "$(wc -l < "$dir/front.csv")" = "$(wc -l < "$run/front.csv")" ]
 check "merge repeats the merge" exits 0 "$lm" merge --model "$run/base.safetensors" --solution "$run/solution.json" \
     --from-pruned "$run/tuned.safetensors" --out "$dir/merged.safetensors"
 check "bit for bit" cmp "$dir/merged.safetensors" "$run/merged.safetensors"
