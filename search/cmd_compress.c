@@ -2,6 +2,7 @@
 #include "core/cli.h"
 #include "search/search.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -50,7 +51,7 @@ static const cli_option options[] = {
 extern const cli_verb cmd_compress;
 static const char *const scores[] = { "finetune", "bn", "reconstruct" };       /* order of search_score */
 
-typedef struct { cli_progress p; char stage[32]; bool quiet; } screen;
+typedef struct { cli_progress p; char stage[32]; bool quiet; const cli_common *c; const compress_options *o; } screen;
 
 static void progress(void *ctx, const char *stage, int64_t done, int64_t total, const char *note)
 {
@@ -112,18 +113,30 @@ static bool fill_job(const cli_common *c, const compress_options *o, search_job 
     return nn_build_input(&j->build, o->input, e);
 }
 
-/* config.json: every value, and the hash of the model file, so that another network is noticed. */
-static bool describe(const cli_common *c, const compress_options *o, buf *text, err *e)
+/* config.json: every value, those left to the network and the data as they turned out, and the hash of the
+ * model file, so that another network is noticed. A file has no width: null. */
+static bool describe(void *ctx, const nn_graph *base, const data_set *train, const search_importance_options *importance, buf *config, err *e)
 {
-    char hash[65] = "";
-    bool file = !nn_model_find(o->model);
-    json_writer w = json_writer_on(text, true);
-    if (file && !file_sha256(o->model, hash, e)) return false;
+    const screen *s = ctx;
+    compress_options o = *s->o;
+    const nn_model *builder = nn_model_find(o.model);
+    const nn_node *in = nn_input(base, 0);
+    char hash[65] = "", input[64], size[48];
+    snprintf(input, sizeof input, "%lld,%lld,%lld", (long long)in->dim[3], (long long)in->dim[1], (long long)in->dim[2]);
+    snprintf(size, sizeof size, "%lld,%lld", (long long)in->dim[1], (long long)in->dim[2]);
+    o.input = input;
+    o.size = size;
+    o.classes = data_classes(train);
+    o.imp_train = importance->train_images;
+    o.imp_score = importance->score_images;
+    if (!o.width) o.width = builder ? builder->standard.width : (double)NAN;
+    if (!builder && !file_sha256(o.model, hash, e)) return false;
+    json_writer w = json_writer_on(config, true);
     json_begin(&w, NULL, '{');
-    cli_config(&w, &cmd_compress, c, o);
-    if (file) json_text(&w, "model_sha256", hash);
+    cli_config(&w, &cmd_compress, s->c, &o);
+    if (!builder) json_text(&w, "model_sha256", hash);
     json_end(&w, '}');
-    return !text->failed || err_set(e, ERR_NOMEM, "no memory for config.json");
+    return true;
 }
 
 static bool print_outcome(const cli_common *c, const compress_options *o, const search_outcome *out, err *e)
@@ -152,15 +165,11 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
 {
     (void)n_word, (void)word;
     const compress_options *o = opt;
-    screen s = { .quiet = c->quiet };
-    search_job j = { .progress = progress, .warn = warn, .ctx = &s };
+    screen s = { .quiet = c->quiet, .c = c, .o = o };
+    search_job j = { .describe = describe, .progress = progress, .warn = warn, .ctx = &s };
     search_outcome out;
-    buf config = { 0 };
-    bool ok = fill_job(c, o, &j, e) && describe(c, o, &config, e);
-    j.config = config.data;
-    ok = ok && search_compress(&j, &out, e);
+    bool ok = fill_job(c, o, &j, e) && search_compress(&j, &out, e);
     if (s.stage[0]) cli_progress_end(&s.p);
-    buf_free(&config);
     return ok && print_outcome(c, o, &out, e);
 }
 

@@ -401,6 +401,15 @@ static const struct { const char *name; bool (*run)(run_state *s, err *e); } sta
     { "fine-tune", stage_tune }, { "merge and verify", stage_merge }, { "measure", stage_measure },
 };
 
+static bool claim_folder(const run_state *s, const search_importance_options *importance, err *e)
+{
+    buf config = { 0 };
+    bool ok = s->job->describe(s->job->ctx, s->base, s->train, importance, &config, e)
+           && (!config.failed || err_set(e, ERR_NOMEM, "no memory for config.json")) && run_dir_open(s->job->run_dir, config.data, e);
+    buf_free(&config);
+    return ok;
+}
+
 /* Only then is the folder claimed: a mistyped name must not pin it to a command that cannot run. */
 static bool open_inputs(run_state *s, err *e)
 {
@@ -411,7 +420,7 @@ static bool open_inputs(run_state *s, err *e)
     return search_importance_fits(&importance, data_count(s->train), e)
         && (s->val = data_open(job->data, "val", &job->val_data, e))
         && (s->base = train_open_model(job->model, &job->build, s->train, job->seed, e))
-        && run_dir_open(job->run_dir, job->config, e);
+        && claim_folder(s, &importance, e);
 }
 
 static void warn_bad(const search_job *job, const data_set *s)

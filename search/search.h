@@ -193,7 +193,8 @@ bool search_report_html(const char *run_dir, err *e);
 
 typedef struct {
     const char *model, *data, *run_dir;      /* model: a builder name (trained first) or a file */
-    const char *config;          /* JSON that run_dir is pinned to, once model and data are known to open */
+    /* JSON that run_dir is pinned to, once model and data are open: what was left to them is known then. */
+    bool (*describe)(void *ctx, const nn_graph *base, const data_set *train, const search_importance_options *o, buf *config, err *e);
     nn_build build;              /* of a builder; classes and input come from the data when 0 */
     double  speedup;             /* budget = base latency / speedup, or … */
     int64_t budget_ns;           /* … this, when speedup is 0 */

@@ -26,6 +26,8 @@ for f in config.json env.json metrics.csv log.txt checkpoints/last.safetensors c
 before=$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)
 check "a finished run answers again" exits 0 compress --json
 check "and changes none of its networks or tables" [ "$before" = "$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)" ]
+has() { grep -q "^ *\"$1\": *$2,\?$" "$run/config.json"; }
+for row in 'classes 10' 'input "3,16,16"' 'size "16,16"' 'width 1'; do check "config.json has ${row% *} as it turned out" has $row; done
 check "metrics.csv has one header" [ "$(grep -c '^step,epoch' "$run/metrics.csv")" = 1 ]
 tune_anew() { rm -rf "$1" && cp -r "$run" "$1" && rm -r "$1"/metrics.csv "$1"/checkpoints "$1"/tuned.safetensors; }
 stopped_in_tuning() {
@@ -45,8 +47,9 @@ check "to the same bits" cmp "$dir/stopped/tuned.safetensors" "$run/tuned.safete
 check "and one header" [ "$(grep -c '^step,epoch' "$dir/stopped/metrics.csv")" = 1 ]
 check "another command in the same folder is refused" exits 78 compress --epochs 2
 check "an impossible budget is a negative answer" exits 1 "$lm" compress --model "$run/base.safetensors" \
-    --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --train-images 64 --score-images 64 --batch 8 --rounds 3
+    --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --batch 8 --rounds 3
 check "that names the least feasible latency" says "least feasible"
+for row in 'train-images 80' 'score-images 40' 'width null'; do run="$dir/impossible" check "its config.json has ${row% *} as it turned out" has $row; done
 
 # The verbs do the same from the files.
 "$lm" eval --model "$run/merged.safetensors" --data builtin:shapes,train=400,val=200,size=16 --json > "$dir/eval.json" 2> /dev/null
