@@ -265,6 +265,20 @@ static bool stage_prune(run_state *s, err *e)
     return s->pruned && nn_model_save(s->pruned, path, NULL, 0, e);
 }
 
+/* A file of another run has weights that the solution says nothing about. */
+static bool same_network(const nn_graph *pruned, const nn_graph *g, const char *path, err *e)
+{
+    buf want = { 0 }, have = { 0 };
+    nn_graph_print(pruned, &want);
+    nn_graph_print(g, &have);
+    bool ok = want.failed || have.failed ? err_set(e, ERR_NOMEM, "no memory to compare %s", path)
+            : !strcmp(want.data, have.data)
+           || err_set(e, ERR_DATA, "%s is not the pruned network of this run: remove it and it is fine-tuned again", path);
+    buf_free(&want);
+    buf_free(&have);
+    return ok;
+}
+
 static bool stage_tune(run_state *s, err *e)
 {
     char path[4096];
@@ -276,7 +290,7 @@ static bool stage_tune(run_state *s, err *e)
         nn_graph_free(g);
         if (!ok) return false;
     }
-    return (s->tuned = nn_model_load(path, e)) != NULL;
+    return (s->tuned = nn_model_load(path, e)) && same_network(s->pruned, s->tuned, path, e);
 }
 
 static bool write_verdict(const run_state *s, err *e)

@@ -45,6 +45,9 @@ exec=
 check "continues" eval 'run="$dir/stopped" compress'
 check "to the same bits" cmp "$dir/stopped/tuned.safetensors" "$run/tuned.safetensors"
 check "and one header" [ "$(grep -c '^step,epoch' "$dir/stopped/metrics.csv")" = 1 ]
+check "a network of another run" cp "$run/base.safetensors" "$dir/stopped/tuned.safetensors"
+check "is not taken for the tuned one" exits 65 eval 'run="$dir/stopped" compress'
+check "and named" says "$dir/stopped/tuned.safetensors"
 check "another command in the same folder is refused" exits 78 compress --epochs 2
 check "an impossible budget is a negative answer" exits 1 "$lm" compress --model "$run/base.safetensors" \
     --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --batch 8 --rounds 3
