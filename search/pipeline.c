@@ -404,7 +404,7 @@ static bool write_report(const run_state *s, const search_outcome *out, err *e)
     bool ok = text.failed ? err_set(e, ERR_NOMEM, "no memory for report.json")
                           : file_write(at(s, "report.json", path), text.data, text.len, e);
     buf_free(&text);
-    return ok && search_report_svg(s->front, &s->solution, at(s, "report.svg", path), e) && search_report_html(s->job->run_dir, e);
+    return ok && search_report(s->job->run_dir, e);
 }
 
 /* ---- the path --------------------------------------------------------------------------------------------------- */

@@ -184,10 +184,9 @@ typedef struct {
 void search_report_table(const search_row *row, int n, buf *out);        /* aligned text */
 /* Every point, with what no choice can change in its time: time_ms,importance,segments. */
 bool search_front_write(const search_front *f, int64_t fixed_ns, const char *path, err *e);
-/* The front (latency against importance) with the chosen point. */
-bool search_report_svg(const search_front *f, const search_solution *chosen, const char *path, err *e);
-/* run folder with report.json, front.svg → report.html. */
-bool search_report_html(const char *run_dir, err *e);
+/* Run folder of compress (report.json, front.csv, solution.json) or of train (metrics.csv, from which it
+ * makes report.json too) → report.svg and report.html. */
+bool search_report(const char *run_dir, err *e);
 
 /* ---- the whole path ------------------------------------------------------------------------------------------- */
 
@@ -217,7 +216,8 @@ typedef struct {
     int     entries, batch;
 } search_outcome;
 /* base.safetensors chain.txt time.csv importance/ normalized_importance.csv front.csv solution.json
- * pruned.safetensors tuned.safetensors merged.safetensors verify.json report.json report.svg in run_dir.
+ * pruned.safetensors metrics.csv checkpoints/ tuned.safetensors merged.safetensors verify.json report.json
+ * report.svg report.html in run_dir.
  * A file that is there is not made again: run again to continue. The solution is tightened until the
  * merged network *measures* the speed-up asked for (before any fine-tuning is spent on it). */
 bool search_compress(const search_job *job, search_outcome *out, err *e);

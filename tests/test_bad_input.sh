@@ -293,7 +293,7 @@ refuses 76 'the loss is' train --model resnet20 --data $data --batch 16 --lr 1e3
 refuses 66 'nothing' compress --model resnet20 --data nothing --speedup 1.1 --run claimed
 refuses 78 'images for fine-tuning' compress --model resnet20 --data $data --train-images 60 --score-images 60 --speedup 1.1 --run claimed
 check "a command that cannot run claims no folder" [ ! -e claimed ]
-refuses 66 'report.json' report whole
+refuses 66 'report.json' report folders
 refuses 74 'no-folder/t.csv' latency --model resnet20 --batch 1 --rounds 3 --out no-folder/t.csv
 
 works train $small --run average --model-ema --quiet

@@ -48,6 +48,24 @@ check "and one header" [ "$(grep -c '^step,epoch' "$dir/stopped/metrics.csv")" =
 check "a network of another run" cp "$run/base.safetensors" "$dir/stopped/tuned.safetensors"
 check "is not taken for the tuned one" exits 65 eval 'run="$dir/stopped" compress'
 check "and named" says "$dir/stopped/tuned.safetensors"
+
+# The page is made from what is there.
+page() { "$lm" report "$@"; }
+cp "$run/report.svg" "$dir/report.svg"
+rm "$run/report.svg" "$run/report.html"
+check "the page is made again" exits 0 page "$run"
+check "with its figure" cmp "$dir/report.svg" "$run/report.svg"
+check "in it" grep -q 'every optimal network' "$run/report.html"
+rm "$run/report.json"
+check "without the numbers it is not" exits 66 page "$run"
+check "and the way to them is named" says "report.json is not there: run the same compress command again"
+check "which makes them" exits 0 compress
+check "and the page" exits 0 page "$run"
+"$lm" train --model resnet20 --data builtin:shapes,train=64,val=32,size=16 --epochs 2 --batch-size 32 --run "$dir/trained" --quiet > /dev/null 2>&1
+check "a train run has a page too" exits 0 page "$dir/trained" --json
+check "with its last and its best epoch" eval 'prints "\"last\"" && prints "\"best\""'
+check "and a curve" grep -q 'Top-1 while training' "$dir/trained/report.html"
+
 check "another command in the same folder is refused" exits 78 compress --epochs 2
 check "an impossible budget is a negative answer" exits 1 "$lm" compress --model "$run/base.safetensors" \
     --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --batch 8 --rounds 3
