@@ -180,15 +180,17 @@ static void resize_colour_row(const uint8_t *row, const filter *f, int out, uint
 }
 #endif
 
-/* src (h, w, c) → dst (h, out, c), rows y0 … y1-1 only. line: room for a row and 8 bytes. */
+/* src (h, w, c) → dst (h, out, c), rows y0 … y1-1 only. line: room for a row and 8 bytes; the image's last
+ * row is read from there, as nothing follows it. */
 static void resize_rows(const data_image *src, const filter *f, int out, int y0, int y1,
                         uint8_t *line, uint8_t *dst) {
     size_t in = (size_t)src->w * (size_t)src->c;
     for (int y = y0; y < y1; y++) {
         uint8_t *to = dst + (size_t)y * (size_t)out * (size_t)src->c;
-        memcpy(line, src->x + (size_t)y * in, in);
-        if (src->c == 3) resize_colour_row(line, f, out, to);
-        else resize_row(line, src->c, f, out, to);
+        const uint8_t *row = src->x + (size_t)y * in;
+        if (y == src->h - 1) row = memcpy(line, row, in);
+        if (src->c == 3) resize_colour_row(row, f, out, to);
+        else resize_row(row, src->c, f, out, to);
     }
 }
 
