@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct {
     const char *data, *split, *out, *sheet, *bad, *size;
@@ -325,12 +326,57 @@ static bool make(const data_cli *o, const cli_common *common, const split *p, in
     return ok;
 }
 
+/* ---- what a kill leaves ---------------------------------------------------------------------- */
+
+/* A file beside the results, from before the first until after the last, holds the command: what lies
+ * there meanwhile is its own, and only the same command may go on. */
+static bool unfinished_path(char out[4096], const data_cli *o, err *e) {
+    return snprintf(out, 4096, "%s/unfinished.txt", o->out) < 4096
+        || err_set(e, ERR_USAGE, "--out %s: the path is too long", o->out);
+}
+
+static bool take_over(const data_cli *o, const char *path, const buf *mine, const split *p, int n, err *e) {
+    buf theirs = { 0 };
+    bool ok = file_read(path, &theirs, e);
+    if (ok && (theirs.len != mine->len || memcmp(theirs.data, mine->data, mine->len)))
+        ok = err_set(e, ERR_USAGE, "%s: \"%.*s\" was not finished; run it again or remove the folder", path,
+                     (int)strcspn(theirs.data, "\n"), theirs.data);
+    for (int i = 0; ok && i < n; i++) data_pack_discard(p[i].name, o->out);
+    buf_free(&theirs);
+    return ok;
+}
+
+static bool begin(const data_cli *o, const char *word, const char *from, int64_t seed, const split *p,
+                  int n, err *e) {
+    char path[4096];
+    buf mine = { 0 };
+    buf_printf(&mine, "data %s %s --split %s --limit %lld --seed %lld\n", word, from, o->split,
+               (long long)o->limit, (long long)seed);
+    bool ok = (!mine.failed || err_set(e, ERR_NOMEM, "out of memory"))
+           && unfinished_path(path, o, e) && file_make_dirs(o->out, e);
+    if (ok && file_exists(path)) ok = take_over(o, path, &mine, p, n, e);
+    else {
+        for (int i = 0; ok && i < n; i++) ok = data_pack_may_write(p[i].name, o->out, e);
+        ok = ok && file_write(path, mine.data, mine.len, e);
+    }
+    buf_free(&mine);
+    return ok;
+}
+
+static void finish(const data_cli *o) {
+    char path[4096];
+    err none = { 0 };
+    if (unfinished_path(path, o, &none)) unlink(path);
+}
+
 /* ---- pack ------------------------------------------------------------------------------------ */
 
 static void tick(void *ctx, int64_t done) { cli_progress_at(ctx, done, NULL); }
 
-static bool pack(const data_cli *o, const cli_common *common, const split *p, int n, err *e) {
+static bool pack(const data_cli *o, const char *from, const cli_common *common, const split *p, int n,
+                 err *e) {
     if (!o->out) return err_set(e, ERR_USAGE, "data pack wants --out DIR");
+    if (!begin(o, "pack", from, common->seed, p, n, e)) return false;
     buf out = { 0 };
     json_writer w = json_writer_on(&out, !common->json);
     json_begin(&w, NULL, '{');
@@ -345,9 +391,9 @@ static bool pack(const data_cli *o, const cli_common *common, const split *p, in
         cli_progress_end(&bar);
         json_int(&w, p[i].name, packed);
         if (ok) tell_bad(common, p[i].set);
-        for (int k = e->code == ERR_USAGE ? i - 1 : i; !ok && k >= 0; k--)      /* USAGE: i was there before */
-            data_pack_discard(p[k].name, o->out);
+        for (int k = i; !ok && k >= 0; k--) data_pack_discard(p[k].name, o->out);
     }
+    finish(o);
     json_text(&w, "out", o->out);
     json_end(&w, '}');
     ok = ok && print_json(&out, common, e);
@@ -381,7 +427,7 @@ static bool run(const cli_common *common, const void *opt, int n_word, char **wo
     bool ok = words_ok(o, n_word, word, &from, e) &&
               open_splits(o, from, (uint64_t)common->seed, p, &n, e);
     if (ok && !strcmp(word[0], "make")) ok = make(o, common, p, n, e);
-    else if (ok && !strcmp(word[0], "pack")) ok = pack(o, common, p, n, e);
+    else if (ok && !strcmp(word[0], "pack")) ok = pack(o, from, common, p, n, e);
     else if (ok) ok = report(o, from, common, p, n, !strcmp(word[0], "stats"), e);
     for (int i = 0; i < n; i++) data_free(p[i].set);
     return ok;

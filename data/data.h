@@ -79,6 +79,7 @@ typedef struct {
 } pack_options;
 bool data_pack(const data_set *s, const char *split, const char *dir, const pack_options *o,
                int64_t *packed, err *e);
+bool data_pack_may_write(const char *split, const char *dir, err *e);
 /* Takes the split's shards away: of a pack that could not be finished, so that the same command starts over. */
 void data_pack_discard(const char *split, const char *dir);
 

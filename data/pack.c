@@ -153,18 +153,25 @@ static bool take_chunk(packer *k, int64_t n, err *e) {
     return ok;
 }
 
+/* The last one first: what a kill leaves of them is found again from the first. */
 void data_pack_discard(const char *split, const char *dir) {
     char path[4096];
     err none = { 0 };
-    for (int i = 0; shard_path(path, dir, split, i, &none) && !unlink(path); i++) {}
+    int n = 0;
+    while (shard_path(path, dir, split, n, &none) && file_exists(path)) n++;
+    while (n-- && shard_path(path, dir, split, n, &none) && !unlink(path)) {}
+}
+
+bool data_pack_may_write(const char *split, const char *dir, err *e) {
+    char first[4096];
+    if (!shard_path(first, dir, split, 0, e)) return false;
+    return !file_exists(first)
+        || err_set(e, ERR_USAGE, "%s is there already; a pack is not written over", first);
 }
 
 bool data_pack(const data_set *s, const char *split, const char *dir, const pack_options *o,
                int64_t *packed, err *e) {
-    char first[4096];
-    if (!file_make_dirs(dir, e) || !shard_path(first, dir, split, 0, e)) return false;
-    if (file_exists(first))
-        return err_set(e, ERR_USAGE, "%s is there already; a pack is not written over", first);
+    if (!file_make_dirs(dir, e) || !data_pack_may_write(split, dir, e)) return false;
     packer *k = mem_new(1, sizeof *k, e);
     if (!k) return false;
     *k = (packer){ .set = s, .split = split, .dir = dir, .o = o };

@@ -116,6 +116,17 @@ refuses 64 'different files' merge --model sized --solution none --out sized
 sleep 1; kill -TERM $stopped; sleep 0.05; kill -TERM $stopped; wait $stopped; got=$?      # as timeout(1) does
 [ $got = 75 ] && ! ls stopped | grep -q pack && good || bad "a pack that was stopped leaves shards, or ends otherwise ($got)"
 works data pack builtin:shapes,train=20,val=10 --out stopped --quiet
+refuses 64 'not written over' data pack builtin:shapes,train=20,val=10 --out stopped --quiet
+killed='data pack builtin:shapes,train=400,val=8000 --shard-mb 1 --quiet --out killed'
+"$lm" $killed > out 2> err & pid=$!
+for _ in $(seq 400); do [ -e killed/val-00002.pack ] && break; sleep 0.01; done
+kill -9 $pid; wait $pid 2> /dev/null
+refuses 64 'was not finished' data pack builtin:shapes,train=20,val=10 --out killed --quiet
+check "what is left of a pack that was killed stays for its own command" test -e killed/val-00002.pack
+works $killed
+check "which starts over" [ "$("$lm" data verify --data killed --split val --quiet --json | grep -c '"images":8000,')" = 1 ]
+check "and leaves no mark" [ ! -e killed/unfinished.txt ]
+refuses 64 'not written over' $killed
 refuses 65 "$damaged" data make --data folders --out copy --on-bad-image fail --quiet
 works data make --data folders --out copy --quiet --json
 check "seven of eight are written" prints '"train":7'
