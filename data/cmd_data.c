@@ -218,6 +218,61 @@ static bool report(const data_cli *o, const char *from, const cli_common *common
     return ok;
 }
 
+/* ---- what is not finished -------------------------------------------------------------------- */
+
+/* A file beside the results, from before the first until after the last, holds the command: what lies
+ * there meanwhile is its own, and only the same command may go on. */
+static bool unfinished_path(char out[4096], const data_cli *o, err *e) {
+    return snprintf(out, 4096, "%s/unfinished.txt", o->out) < 4096
+        || err_set(e, ERR_USAGE, "--out %s: the path is too long", o->out);
+}
+
+static bool take_over(const char *path, const buf *mine, err *e) {
+    buf theirs = { 0 };
+    bool ok = file_read(path, &theirs, e);
+    if (ok && (theirs.len != mine->len || memcmp(theirs.data, mine->data, mine->len)))
+        ok = err_set(e, ERR_USAGE, "%s: \"%.*s\" was not finished; run it again or remove the folder", path,
+                     (int)strcspn(theirs.data, "\n"), theirs.data);
+    buf_free(&theirs);
+    return ok;
+}
+
+static bool folder_may_write(const data_cli *o, const char *split_name, err *e) {
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s/%s", o->out, split_name) >= (int)sizeof path)
+        return err_set(e, ERR_USAGE, "--out %s: the path is too long", o->out);
+    return !file_exists(path)
+        || err_set(e, ERR_USAGE, "%s is there already; a set is not written over, remove it or choose another --out",
+                   path);
+}
+
+static bool begin(const data_cli *o, const char *word, const char *from, int64_t seed, const split *p,
+                  int n, err *e) {
+    bool packs = !strcmp(word, "pack");
+    char path[4096];
+    buf mine = { 0 };
+    buf_printf(&mine, "data %s %s --split %s --limit %lld --seed %lld\n", word, from, o->split,
+               (long long)o->limit, (long long)seed);
+    bool ok = (!mine.failed || err_set(e, ERR_NOMEM, "out of memory"))
+           && unfinished_path(path, o, e) && file_make_dirs(o->out, e);
+    if (ok && file_exists(path)) {
+        ok = take_over(path, &mine, e);
+        for (int i = 0; ok && packs && i < n; i++) data_pack_discard(p[i].name, o->out);
+    } else {
+        for (int i = 0; ok && i < n; i++)
+            ok = packs ? data_pack_may_write(p[i].name, o->out, e) : folder_may_write(o, p[i].name, e);
+        ok = ok && file_write(path, mine.data, mine.len, e);
+    }
+    buf_free(&mine);
+    return ok;
+}
+
+static void finish(const data_cli *o) {
+    char path[4096];
+    err none = { 0 };
+    if (unfinished_path(path, o, &none)) unlink(path);
+}
+
 /* ---- make ------------------------------------------------------------------------------------ */
 
 /* A class name as a folder: no slashes, no leading dot. */
@@ -304,9 +359,11 @@ static void tell_bad(const cli_common *common, const data_set *s) {
     buf_free(&b);
 }
 
-static bool make(const data_cli *o, const cli_common *common, const split *p, int n, err *e) {
+static bool make(const data_cli *o, const char *from, const cli_common *common, const split *p, int n,
+                 err *e) {
     if (!o->out && !o->sheet)
         return err_set(e, ERR_USAGE, "data make wants --out DIR or --sheet FILE.png");
+    if (o->out && !begin(o, "make", from, common->seed, p, n, e)) return false;
     if (o->sheet && !write_sheet(o, p[0].set, e)) return false;
     buf out = { 0 };
     json_writer w = json_writer_on(&out, !common->json);
@@ -318,55 +375,13 @@ static bool make(const data_cli *o, const cli_common *common, const split *p, in
         json_int(&w, p[i].name, written);
         if (ok) tell_bad(common, p[i].set);
     }
+    if (ok && o->out) finish(o);
     if (o->out) json_text(&w, "out", o->out);
     if (o->sheet) json_text(&w, "sheet", o->sheet);
     json_end(&w, '}');
     ok = ok && print_json(&out, common, e);
     buf_free(&out);
     return ok;
-}
-
-/* ---- what a kill leaves ---------------------------------------------------------------------- */
-
-/* A file beside the results, from before the first until after the last, holds the command: what lies
- * there meanwhile is its own, and only the same command may go on. */
-static bool unfinished_path(char out[4096], const data_cli *o, err *e) {
-    return snprintf(out, 4096, "%s/unfinished.txt", o->out) < 4096
-        || err_set(e, ERR_USAGE, "--out %s: the path is too long", o->out);
-}
-
-static bool take_over(const data_cli *o, const char *path, const buf *mine, const split *p, int n, err *e) {
-    buf theirs = { 0 };
-    bool ok = file_read(path, &theirs, e);
-    if (ok && (theirs.len != mine->len || memcmp(theirs.data, mine->data, mine->len)))
-        ok = err_set(e, ERR_USAGE, "%s: \"%.*s\" was not finished; run it again or remove the folder", path,
-                     (int)strcspn(theirs.data, "\n"), theirs.data);
-    for (int i = 0; ok && i < n; i++) data_pack_discard(p[i].name, o->out);
-    buf_free(&theirs);
-    return ok;
-}
-
-static bool begin(const data_cli *o, const char *word, const char *from, int64_t seed, const split *p,
-                  int n, err *e) {
-    char path[4096];
-    buf mine = { 0 };
-    buf_printf(&mine, "data %s %s --split %s --limit %lld --seed %lld\n", word, from, o->split,
-               (long long)o->limit, (long long)seed);
-    bool ok = (!mine.failed || err_set(e, ERR_NOMEM, "out of memory"))
-           && unfinished_path(path, o, e) && file_make_dirs(o->out, e);
-    if (ok && file_exists(path)) ok = take_over(o, path, &mine, p, n, e);
-    else {
-        for (int i = 0; ok && i < n; i++) ok = data_pack_may_write(p[i].name, o->out, e);
-        ok = ok && file_write(path, mine.data, mine.len, e);
-    }
-    buf_free(&mine);
-    return ok;
-}
-
-static void finish(const data_cli *o) {
-    char path[4096];
-    err none = { 0 };
-    if (unfinished_path(path, o, &none)) unlink(path);
 }
 
 /* ---- pack ------------------------------------------------------------------------------------ */
@@ -426,7 +441,7 @@ static bool run(const cli_common *common, const void *opt, int n_word, char **wo
     int n = 0;
     bool ok = words_ok(o, n_word, word, &from, e) &&
               open_splits(o, from, (uint64_t)common->seed, p, &n, e);
-    if (ok && !strcmp(word[0], "make")) ok = make(o, common, p, n, e);
+    if (ok && !strcmp(word[0], "make")) ok = make(o, from, common, p, n, e);
     else if (ok && !strcmp(word[0], "pack")) ok = pack(o, from, common, p, n, e);
     else if (ok) ok = report(o, from, common, p, n, !strcmp(word[0], "stats"), e);
     for (int i = 0; i < n; i++) data_free(p[i].set);

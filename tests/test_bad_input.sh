@@ -117,6 +117,18 @@ sleep 1; kill -TERM $stopped; sleep 0.05; kill -TERM $stopped; wait $stopped; go
 [ $got = 75 ] && ! ls stopped | grep -q pack && good || bad "a pack that was stopped leaves shards, or ends otherwise ($got)"
 works data pack builtin:shapes,train=20,val=10 --out stopped --quiet
 refuses 64 'not written over' data pack builtin:shapes,train=20,val=10 --out stopped --quiet
+made() { find "$1" -name '*.png' | wc -l; }
+refuses 64 'folders/train is there already.* another --out' data make --data builtin:shapes,classes=2,size=16,train=20,val=4 --out folders --sheet no.png --quiet
+check "and nothing is added to a set" [ "$(made folders)" = 12 ] && check "nor written beside it" [ ! -e no.png ]
+slow='data make --data builtin:shapes,size=8,train=2000,val=20 --out begun --quiet'
+"$lm" $slow > out 2> err & pid=$!
+for _ in $(seq 400); do [ -n "$(ls begun/train 2> /dev/null)" ] && break; sleep 0.01; done
+kill -9 $pid; wait $pid 2> /dev/null
+check "a set that was killed is not whole" [ "$(made begun)" -lt 2020 ]
+refuses 64 'was not finished' data make --data builtin:shapes,size=8,train=20,val=20 --out begun --quiet
+works $slow
+check "the same command makes it whole" [ "$(made begun)" = 2020 ]
+refuses 64 'begun/train is there already' $slow
 killed='data pack builtin:shapes,train=400,val=8000 --shard-mb 1 --quiet --out killed'
 "$lm" $killed > out 2> err & pid=$!
 for _ in $(seq 400); do [ -e killed/val-00002.pack ] && break; sleep 0.01; done
