@@ -51,6 +51,7 @@ bool data_size_parse(data_options *o, const char *text, err *e);
 data_set   *data_open(const char *spec, const char *split, const data_options *o, err *e);
 void        data_free(data_set *s);
 int64_t     data_count(const data_set *s);
+int64_t     data_number(const data_set *s, int64_t i);     /* of image i in the split, before the limit */
 int         data_classes(const data_set *s);
 const char *data_class_name(const data_set *s, int label);
 int         data_label(const data_set *s, int64_t i);

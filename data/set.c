@@ -175,14 +175,13 @@ bool data_relabel(data_set *s, const int32_t *to, int classes, err *e) {
     return true;
 }
 
-static int64_t source_number(const data_set *s, int64_t i) { return s->map ? s->map[i] : i; }
-
+int64_t     data_number(const data_set *s, int64_t i) { return s->map ? s->map[i] : i; }
 int64_t     data_count(const data_set *s) { return s->n; }
 int         data_classes(const data_set *s) { return s->classes; }
 const char *data_class_name(const data_set *s, int label) { return s->class_name[label]; }
-int         data_label(const data_set *s, int64_t i) { return s->label[source_number(s, i)]; }
+int         data_label(const data_set *s, int64_t i) { return s->label[data_number(s, i)]; }
 const char *data_name(const data_set *s, int64_t i) {
-    return s->names.data + s->name_at[source_number(s, i)];
+    return s->names.data + s->name_at[data_number(s, i)];
 }
 data_prep   data_default_prep(const data_set *s) { return s->prep; }
 bool        data_sized(const data_set *s) { return s->sized; }
@@ -190,7 +189,7 @@ bool        data_sized(const data_set *s) { return s->sized; }
 int64_t data_bad(const data_set *s, int64_t *index, int64_t max) {
     int64_t n = 0;
     for (int64_t i = 0; i < s->n; i++)
-        if (atomic_load(&s->bad[source_number(s, i)])) {
+        if (atomic_load(&s->bad[data_number(s, i)])) {
             if (n < max) index[n] = i;
             n++;
         }
@@ -227,7 +226,7 @@ static void keep(const data_set *s, int64_t k, const data_image *im) {
 }
 
 bool set_look(const data_set *s, int64_t i, set_view *v, err *e) {
-    int64_t k = source_number(s, i);
+    int64_t k = data_number(s, i);
     if (s->pixel) {
         size_t one = (size_t)s->h * (size_t)s->w * (size_t)s->c;
         *v = (set_view){ s->h, s->w, s->c, s->pixel + (size_t)k * one, NULL };

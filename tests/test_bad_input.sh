@@ -77,6 +77,11 @@ printf 'PK\003\004' > zip;                             refuses 65 'zip' import -
 refuses 65 '180 missing (layer1.3.conv1.weight' import --weights m --arch resnet56 --out no
 check "nothing was written" [ ! -e no ]
 
+works eval --model m --data $data --predictions all.csv --quiet
+works eval --model m --data $data --predictions some.csv --limit 12 --quiet
+check "an image keeps its number under a limit" [ "$(grep -cxFf all.csv some.csv)" = 13 ]
+check "which is that in the whole split" [ "$(tail -n 1 some.csv | cut -d, -f1)" -gt 11 ]
+
 # ---- tensors
 tensor x3 x F32 3,8,8 768;     refuses 65 'x has 3 dimensions' run m --input x3 --output y
 tensor xi x I64 1,3,8,8 1536;  refuses 65 'x is I64' run m --input xi --output y

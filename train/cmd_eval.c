@@ -39,7 +39,8 @@ static bool write_predictions(const char *path, const data_set *s, const int32_t
     buf b = {0};
     buf_puts(&b, "index,label,pred\n");
     for (int64_t i = 0; i < data_count(s); i++)
-        if (pred[i] >= 0) buf_printf(&b, "%lld,%d,%d\n", (long long)i, data_label(s, i), (int)pred[i]);
+        if (pred[i] >= 0)
+            buf_printf(&b, "%lld,%d,%d\n", (long long)data_number(s, i), data_label(s, i), (int)pred[i]);
     bool ok = (!b.failed || err_set(e, ERR_NOMEM, "out of memory")) && file_write(path, b.data, b.len, e);
     buf_free(&b);
     return ok;
