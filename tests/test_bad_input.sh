@@ -81,6 +81,7 @@ works eval --model m --data $data --predictions all.csv --quiet
 works eval --model m --data $data --predictions some.csv --limit 12 --quiet
 check "an image keeps its number under a limit" [ "$(grep -cxFf all.csv some.csv)" = 13 ]
 check "which is that in the whole split" [ "$(tail -n 1 some.csv | cut -d, -f1)" -gt 11 ]
+(head -c -4 m; printf '\377\377\377\177') > nan;     refuses 76 'nan: shapes/val:0: the output' eval --model nan --data $data
 
 # ---- tensors
 tensor x3 x F32 3,8,8 768;     refuses 65 'x has 3 dimensions' run m --input x3 --output y

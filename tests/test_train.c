@@ -265,6 +265,7 @@ static void networks_that_do_not_fit_the_data_or_are_broken_are_refused(void) {
     eval_result r;
     g->param[nn_param_find(g, "fc.bias")].x[2] = NAN;
     CHECK(!eval_run(g, s, NULL, 0, 0, &r, NULL, &e) && e.code == ERR_NONFINITE);
+    CHECK(strstr(e.msg, data_name(s, 0)));
     snprintf(g->prep, sizeof g->prep, "size=8,8,3 resize=0 mean=0,0,0 std=1,1,1");
     CHECK(!eval_run(g, s, NULL, 0, 0, &r, NULL, &e) && e.code == ERR_CONFIG);
     data_set *other = data_open("builtin:shapes,classes=4,size=16,train=8,val=8", "val",

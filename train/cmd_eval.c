@@ -85,6 +85,7 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     int32_t *pred = g ? mem_new((size_t)data_count(s), sizeof *pred, e) : NULL;
     eval_result r;
     bool ok = pred && set_crop(g, o->crop_pct, e) && eval_run(g, s, NULL, 0, (int)o->batch, &r, pred, e);
+    if (!ok && e->code == ERR_NONFINITE) err_note(e, "%s", o->model);
     if (ok) tell_bad(c, s);
     ok = ok && (!o->predictions || write_predictions(o->predictions, s, pred, e)) && print_result(c, &r, e);
     mem_free(pred);

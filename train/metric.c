@@ -58,6 +58,7 @@ static int default_batch(const data_prep *p, int64_t n) {
 
 typedef struct {
     nn_plan *plan; data_loader *loader;
+    const data_set *set;
     const int32_t *index;        /* which images; NULL: all */
     int classes; int64_t floats;
     int64_t at;                  /* place in the list of images */
@@ -73,8 +74,8 @@ static bool add_batch(evaluator *v, const data_batch *b, eval_result *sum, int32
         /* The loader puts another image in the place of a bad one; that one counts only once. */
         if (b->index[i] != (v->index ? v->index[v->at] : (int32_t)v->at)) continue;
         if (!metric_add(sum, y + (int64_t)i * v->classes, v->classes, b->label[i], guess))
-            return err_set(e, ERR_NONFINITE, "image %d: the output of the network is not finite",
-                           (int)b->index[i]);
+            return err_set(e, ERR_NONFINITE, "%s: the output of the network is not finite",
+                           data_name(v->set, b->index[i]));
     }
     return true;
 }
@@ -98,7 +99,7 @@ bool eval_run(nn_graph *g, const data_set *s, const int32_t *index, int64_t n, i
     if (o.n < 1) return err_set(e, ERR_CONFIG, "there are no images to evaluate");
     o.batch = batch > 0 ? batch : default_batch(&o.prep, o.n);
 
-    evaluator v = { .index = index, .classes = data_classes(s),
+    evaluator v = { .set = s, .index = index, .classes = data_classes(s),
                     .floats = (int64_t)o.prep.h * o.prep.w * o.prep.c };
     v.plan = nn_plan_new(g, NN_INFER, o.batch, e);
     v.loader = v.plan ? loader_new(&o, e) : NULL;
