@@ -5,10 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
-typedef struct { const char *model, *input, *output; int64_t batch; } run_options;
+typedef struct { const char *model, *input, *output; int64_t batch, classes; double width; } run_options;
 
 static const cli_option options[] = {
     { "model", CLI_TEXT, offsetof(run_options, model), NULL, NULL, "builder or file (or the word without dashes)" },
+    { "width", CLI_NUMBER, offsetof(run_options, width), NULL, "0:20", "width multiplier of a builder; 0: its own" },
+    { "classes", CLI_INT, offsetof(run_options, classes), NULL, "0:1000000", "outputs of a builder (default: its own)" },
     { "input", CLI_TEXT, offsetof(run_options, input), "!", NULL, "safetensors with x (N,C,H,W), normalised" },
     { "output", CLI_TEXT, offsetof(run_options, output), "!", NULL, "safetensors to write, with y" },
     { "batch", CLI_INT, offsetof(run_options, batch), "32", "1:4096", "images at a time" },
@@ -92,7 +94,8 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     const run_options *o = opt;
     if (n_word + !!o->model != 1)
         return err_set(e, ERR_USAGE, "run wants one model: a builder or a file");
-    nn_graph *g = nn_model_open(o->model ? o->model : word[0], NULL, (uint64_t)c->seed, e);
+    const nn_build b = { .classes = (int)o->classes, .width = o->width };
+    nn_graph *g = nn_model_open(o->model ? o->model : word[0], &b, (uint64_t)c->seed, e);
     if (!g)
         return false;
     int64_t n = 0;

@@ -93,8 +93,21 @@ tensor x x F32 1,3,8,8 768;    refuses 64 'batch' run m --input x --output y --b
 refuses 74 'no-folder/y' run m --input x --output no-folder/y
 check "nothing was written" [ ! -e y ]
 
+# ---- builders
+tensor x32 x F32 1,3,32,32 12288
+works run resnet20 --classes 7 --input x32 --output y
+check "a builder gets the classes asked for" grep -q '"shape":\[1,7\]' y
+rm -f y; refuses 78 'm has 10 classes, not 7' run m --classes 7 --input x --output y
+refuses 78 'one width only' run resnet20 --width 2 --input x32 --output y
+works eval --model mobilenetv2 --width 0.5 --classes 10 --input 3,32,32 --data $data,classes=10 --limit 10 --json
+refuses 78 'resnet20 has one width only' eval --model resnet20 --width 2 --data $data
+refuses 78 '7 classes, the data has 10' eval --model resnet20 --classes 7 --data $data
+refuses 78 'm has 10 classes, not 7' eval --model m --classes 7 --data $data
+refuses 78 'm has 10 classes, not 7' predict --model m --classes 7 no.png
+
 # ---- images
 mkdir folders classes
+made() { find "$1" -name '*.png' | wc -l; }
 works data make --data builtin:shapes,classes=2,size=16,train=8,val=4 --out folders --quiet
 damaged=$(find folders/train -name '*.png' | sort | head -n 1)
 head -c 60 "$damaged" > torn; mv torn "$damaged"
@@ -114,6 +127,8 @@ for size in '64,64,3 resize=72' '16,16,3 resize=27'; do      # an image that is 
     sed "s/size=24,24,3 resize=27/size=$size/" sized > lying
     refuses 78 'preprocessing gives images' predict --model lying folders/val/*/*.png
 done
+works predict --model mobilenetv2 --width 0.5 --classes 3 --input 3,32,32 folders/val/*/*.png
+check "a builder tells as many classes as asked for" [ "$(grep -c % out)" = $((3 * $(made folders/val))) ]
 works merge --help
 refuses 64 'different files' export resnet20 --onnx one --safetensors one
 refuses 64 'different files' merge --model sized --solution none --pruned one --out one
@@ -123,7 +138,6 @@ sleep 1; kill -TERM $stopped; sleep 0.05; kill -TERM $stopped; wait $stopped; go
 [ $got = 75 ] && ! ls stopped | grep -q pack && good || bad "a pack that was stopped leaves shards, or ends otherwise ($got)"
 works data pack builtin:shapes,train=20,val=10 --out stopped --quiet
 refuses 64 'not written over' data pack builtin:shapes,train=20,val=10 --out stopped --quiet
-made() { find "$1" -name '*.png' | wc -l; }
 refuses 64 'folders/train is there already.* another --out' data make --data builtin:shapes,classes=2,size=16,train=20,val=4 --out folders --sheet no.png --quiet
 check "and nothing is added to a set" [ "$(made folders)" = 12 ] && check "nor written beside it" [ ! -e no.png ]
 slow='data make --data builtin:shapes,size=8,train=2000,val=20 --out begun --quiet'

@@ -6,14 +6,15 @@
 #include <stdio.h>
 
 typedef struct {
-    const char *model, *data, *split, *predictions, *bad, *size, *map;
-    int64_t limit, batch;
-    double crop_pct;
+    const char *model, *data, *split, *predictions, *bad, *size, *map, *input;
+    int64_t limit, batch, classes;
+    double crop_pct, width;
 } eval_options;
 
 #define AT(member) offsetof(eval_options, member)
 static const cli_option options[] = {
-    { "model", CLI_TEXT, AT(model), "!", NULL, "model file" },
+    { "model", CLI_TEXT, AT(model), "!", NULL, "builder or model file" },
+    CLI_BUILDER(eval_options),
     { "data", CLI_TEXT, AT(data), "!", NULL, "data set: a folder, or builtin:shapes[,...]" },
     { "split", CLI_CHOICE, AT(split), "val", "train|val", "which images" },
     { "limit", CLI_INT, AT(limit), "0", "0:", "class-balanced part of them; 0: all" },
@@ -78,10 +79,12 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     (void)n_word, (void)word;
     const eval_options *o = opt;
     data_options d = { .limit = o->limit, .fail_on_bad = o->bad[0] == 'f', .seed = (uint64_t)c->seed };
-    bool may = data_size_parse(&d, o->size, e) && (!o->predictions || file_may_write(o->predictions, e));
+    nn_build b = { .classes = (int)o->classes, .width = o->width };
+    bool may = nn_build_input(&b, o->input, e) && data_size_parse(&d, o->size, e)
+            && (!o->predictions || file_may_write(o->predictions, e));
     data_set *s = may ? data_open(o->data, o->split, &d, e) : NULL;
     bool named = s && (!o->map || train_relabel(s, o->map, e));
-    nn_graph *g = named ? train_open_model(o->model, &(nn_build){0}, s, (uint64_t)c->seed, e) : NULL;
+    nn_graph *g = named ? train_open_model(o->model, &b, s, (uint64_t)c->seed, e) : NULL;
     int32_t *pred = g ? mem_new((size_t)data_count(s), sizeof *pred, e) : NULL;
     eval_result r;
     bool ok = pred && set_crop(g, o->crop_pct, e) && eval_run(g, s, NULL, 0, (int)o->batch, &r, pred, e);

@@ -6,11 +6,12 @@
 #include <stdio.h>
 #include <string.h>
 
-typedef struct { const char *model; int64_t top; } predict_options;
+typedef struct { const char *model, *input; int64_t top, classes; double width; } predict_options;
 
 #define AT(member) offsetof(predict_options, member)
 static const cli_option options[] = {
-    { "model", CLI_TEXT, AT(model), "!", NULL, "model file" },
+    { "model", CLI_TEXT, AT(model), "!", NULL, "builder or model file" },
+    CLI_BUILDER(predict_options),
     { "top", CLI_INT, AT(top), "5", "1:1000000", "classes to list per image" },
 };
 
@@ -99,7 +100,9 @@ static bool predict(work *w, const char *file, err *e) {
 }
 
 static bool set_up(work *w, const predict_options *o, err *e) {
-    w->g = nn_model_open(o->model, NULL, (uint64_t)w->c->seed, e);
+    nn_build b = { .classes = (int)o->classes, .width = o->width };
+    if (!nn_build_input(&b, o->input, e)) return false;
+    w->g = nn_model_open(o->model, &b, (uint64_t)w->c->seed, e);
     if (!w->g) return false;
     if (!w->g->prep[0]) return err_set(e, ERR_CONFIG, "%s does not say how images are prepared", o->model);
     const int64_t *d = w->g->node[w->g->output].dim;
