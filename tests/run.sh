@@ -21,9 +21,12 @@ END
 fi
 
 for t in "$@"; do
+    began=$(date +%s)
     timeout -k 10 "${TEST_SECONDS:-900}" "$t" > "$out" 2>&1 < /dev/null
     status=$?
     cat "$out"
+    took=$(($(date +%s) - began))
+    [ $took -lt 60 ] || echo "$t took $took s"
     counts=$(grep -E '[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$out" | tail -n 1 |
              sed 's/.*: //; s/[^0-9 ]//g')
     set -- ${counts:-0 0 0}

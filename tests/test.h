@@ -5,6 +5,7 @@
 #define LM_TEST_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,9 @@ static inline const char *test_isa(void)
     const char *isa = getenv("TEST_ISA");
     return isa && *isa ? isa : NULL;
 }
+
+/* TEST_FEW: where everything is slow (sanitizers), without what repeats the same for other numbers. */
+static inline bool test_few(void) { return getenv("TEST_FEW") != NULL; }
 
 /* First in the main of a program that computes: threads of the pool, 0: all. Wants core/core.h. */
 #define START(n) do { err e_ = { 0 }; \

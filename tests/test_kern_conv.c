@@ -302,7 +302,7 @@ static const conv_shape known[] = {                                   /* what ne
     { 2, 9, 9, 40, 424, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 1 },            /* of the data gradient's phases, */
     { 1, 8, 7, 352, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1 },            /* in place */
 };
-enum { KNOWN = sizeof known / sizeof *known, RANDOM = 120 };
+enum { KNOWN = sizeof known / sizeof *known, RANDOM = 120, FEW = 24 };
 
 static sample known_sample(int i)
 {
@@ -312,7 +312,8 @@ static sample known_sample(int i)
 
 static void every_sample(void (*body)(sample *, const char *), const char *where)
 {
-    for (int i = 0; i < KNOWN + RANDOM; i++) {
+    const int n = KNOWN + (test_few() ? FEW : RANDOM);
+    for (int i = 0; i < n; i++) {
         sample t = i < KNOWN ? known_sample(i) : random_sample((uint64_t)i);
         sample_fill(&t, (uint64_t)i);
         body(&t, where);
