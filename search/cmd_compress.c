@@ -26,7 +26,7 @@ static const cli_option options[] = {
     { "importance", CLI_CHOICE, AT(score), "finetune", "finetune|bn|reconstruct", "how an entry is scored" },
     { "importance-epochs", CLI_NUMBER, AT(imp_epochs), "1", "0:1000", "of each short fine-tuning" },
     { "importance-lr", CLI_NUMBER, AT(imp_lr), "0.02", "0:100", "its peak learning rate" },
-    { "train-images", CLI_INT, AT(imp_train), "0", "0:", "for each short fine-tuning; 0: a fifth, at most 50000" },
+    { "train-images", CLI_INT, AT(imp_train), "0", "0:", "for each short fine-tuning; 0: a tenth, at most 50000" },
     { "score-images", CLI_INT, AT(imp_score), "0", "0:", "for scoring, disjoint; 0: a tenth, at most 50000" },
     { "scores", CLI_INT, AT(scores), "1", "1:1000", "repeats of each score with other seeds" },
     { "keep-single", CLI_FLAG, AT(keep_single), NULL, NULL, "do not reset single-layer entries" },

@@ -21,7 +21,7 @@ static const cli_option options[] = {
     { "lr", CLI_NUMBER, offsetof(importance_options, lr), "0.05", "0:100", "peak learning rate, cosine to 0" },
     { "batch", CLI_INT, offsetof(importance_options, batch), "128", "2:65536", "images per step" },
     { "recipe", CLI_TEXT, offsetof(importance_options, recipe), "cifar-resnet", NULL, "recipe whose augmentation is used" },
-    { "train-images", CLI_INT, offsetof(importance_options, train_images), "0", "0:", "for fine-tuning; 0: a fifth, at most 50000" },
+    { "train-images", CLI_INT, offsetof(importance_options, train_images), "0", "0:", "for fine-tuning; 0: a tenth, at most 50000" },
     { "score-images", CLI_INT, offsetof(importance_options, score_images), "0", "0:", "for scoring, disjoint; 0: a tenth" },
     { "scores", CLI_INT, offsetof(importance_options, scores), "1", "1:1000", "repeats with other seeds, averaged" },
     { "keep-single", CLI_FLAG, offsetof(importance_options, keep_single), NULL, NULL, "do not reset single-layer entries" },

@@ -312,8 +312,9 @@ static bool make_part(const job *j, const search_entry *row, bool wait, bool *do
 
 void search_importance_defaults(search_importance_options *o, int64_t images)
 {
-    if (!o->train_images) o->train_images = images / 5 < 50000 ? images / 5 : 50000;
-    if (!o->score_images) o->score_images = images / 10 < 50000 ? images / 10 : 50000;
+    const int64_t tenth = images / 10 < 50000 ? images / 10 : 50000;
+    if (!o->train_images) o->train_images = tenth;
+    if (!o->score_images) o->score_images = tenth;
 }
 
 bool search_importance_fits(const search_importance_options *o, int64_t images, err *e)

@@ -206,7 +206,7 @@ static bool put_rows(buf *out, const json *report, err *e)
         { "speedup", "speed-up", "%.2f", 1 }, { "macs", "MACs M", "%.2f", 1e-6 }, { "params", "parameters k", "%.1f", 1e-3 },
     };
     const json *rows = json_get(report, "networks");
-    if (!rows || rows->type != JSON_ARRAY) return err_set(e, ERR_DATA, "report.json has no list \"networks\"");
+    if (!rows || rows->type != JSON_ARRAY) return err_set(e, ERR_DATA, "there is no list \"networks\"");
     buf_puts(out, "<table><tr><th>network</th>");
     for (size_t k = 0; k < sizeof column / sizeof *column; k++) buf_printf(out, "<th>%s</th>", column[k].head);
     buf_puts(out, "</tr>\n");
@@ -287,7 +287,7 @@ static bool report_compress(const char *dir, err *e)
         if (!need(dir, parts[k], "compress", e)) return false;
     json *report = json_read(at(dir, "report.json", path), e);
     put_head(&out, "Depth compression");
-    bool ok = report && put_rows(&out, report, e) && draw_front(dir, e) && finish_page(&out, dir, "Front", e);
+    bool ok = report && (put_rows(&out, report, e) || err_note(e, "%s", path)) && draw_front(dir, e) && finish_page(&out, dir, "Front", e);
     buf_free(&out);
     json_free(report);
     return ok;

@@ -163,7 +163,7 @@ typedef struct {
     int     shard, shards;       /* --shard i/n */
     void (*tick)(void *ctx, int done, int total, const char *note); void *ctx;
 } search_importance_options;
-/* Image counts that are 0 become a fifth (fine-tuning) and a tenth (scoring) of `images`, at most 50000. */
+/* Image counts that are 0 become a tenth of `images`, at most 50000. */
 void search_importance_defaults(search_importance_options *o, int64_t images);
 /* Are there enough of them? */
 bool search_importance_fits(const search_importance_options *o, int64_t images, err *e);
