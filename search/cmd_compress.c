@@ -31,7 +31,7 @@ static const cli_option options[] = {
     { "scores", CLI_INT, AT(scores), "1", "1:1000", "repeats of each score with other seeds" },
     { "keep-single", CLI_FLAG, AT(keep_single), NULL, NULL, "do not reset single-layer entries" },
     { "identity", CLI_FLAG, AT(identity), NULL, NULL, "offer kernel 0 where everything may go" },
-    { "epochs", CLI_NUMBER, AT(epochs), "30", "0:10000", "of fine-tuning the pruned network" },
+    { "epochs", CLI_NUMBER, AT(epochs), "25", "0:10000", "of fine-tuning the pruned network" },
     { "lr", CLI_NUMBER, AT(lr), "0.05", "0:100", "peak learning rate of fine-tuning" },
     { "smoothing", CLI_NUMBER, AT(smoothing), "0", "0:0.999", "label smoothing of fine-tuning" },
     { "distill", CLI_FLAG, AT(distill), "true", NULL, "fine-tune with the base network as the teacher" },
