@@ -210,7 +210,7 @@ static double worst_sum(const sample *t, const result *r)
     int O = t->s.o;
     double rows = (double)count_y(&t->s) / O, seen = 0, error = 0, scale = 1;
     for (int64_t k = 0; k < r->parts; k++) seen += r->part[k * ROW_PART(O)];
-    if (r->parts && seen != rows) return INFINITY;
+    if (r->parts && seen != rows) return (double)INFINITY;
     for (int o = 0; r->parts && o < O; o++) {
         double sum = 0, square = 0, want = 0, want_square = 0;
         for (size_t i = (size_t)o; i < count_y(&t->s); i += (size_t)O) want += (double)r->y[i];
