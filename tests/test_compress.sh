@@ -106,7 +106,7 @@ check "and named" says "importance0.csv"
 # Statistics of a short fine-tuning are those of the network that is scored: after steps of no length,
 # a score is what estimating them alone gives.
 check "a fine-tuning of no length scores" exits 0 "$lm" importance --model "$run/base.safetensors" --data builtin:shapes,train=400,val=200,size=16 \
-    --out "$dir/still" --method finetune --lr 0 --train-images 64 --score-images 64 --batch 32 --keep-single --to 16
+    --out "$dir/still" --method finetune --lr 0 --train-images 64 --score-images 64 --batch 32 --keep-single ${TEST_FEW:+--to 16}
 losses() { for f in "$1"/importance[0-9]*.csv; do sed '1d; s/"([^"]*)"/-/' "$f"; done | awk -F, '$3 - $2 > 1 { print $2, $3, $4, $10 }' | sort; }
 losses "$dir/imp" > "$dir/bn.txt"
 losses "$dir/still" > "$dir/still.txt"
