@@ -16,6 +16,7 @@ typedef struct {
     char *at, *end, *line_start;
     int64_t line;
     char **cell; size_t n, cap;
+    int64_t *row_line; size_t n_line, line_cap;
     err *e;
 } reader;
 
@@ -76,6 +77,11 @@ static bool read_line(reader *r) {
     int64_t line = r->line;
     size_t first = r->n;
     bool last = false;
+    void *grown = r->row_line;
+    if (!array_grow(&grown, r->n_line, &r->line_cap, sizeof *r->row_line, r->e))
+        return false;
+    r->row_line = grown;
+    r->row_line[r->n_line++] = line;
     while (!last)
         if (!read_cell(r, &last))
             return false;
@@ -109,11 +115,11 @@ static bool check_names(const csv_table *t, err *e) {
     return ok;
 }
 
-static bool only_line_ends(const reader *r) {
-    const char *c = r->at;
-    while (c < r->end && (*c == '\n' || *c == '\r'))
-        c++;
-    return c == r->end;
+/* Lines with nothing on them are no rows, as for pandas. False at the end of the file. */
+static bool skip_blank_lines(reader *r) {
+    for (; r->at < r->end && (*r->at == '\n' || (*r->at == '\r' && (r->at + 1 == r->end || r->at[1] == '\n'))); r->at++)
+        r->line += *r->at == '\n';
+    return r->at < r->end;
 }
 
 static bool read_table(reader *r, size_t size) {
@@ -122,12 +128,11 @@ static bool read_table(reader *r, size_t size) {
         return err_set(r->e, ERR_DATA, "%s: holds a NUL byte, so it is not a text", t->path);
     if (size >= 3 && !memcmp(r->at, "\xef\xbb\xbf", 3))   /* byte order mark, as Excel writes it */
         r->at += 3;
-    if (only_line_ends(r))
-        return err_set(r->e, ERR_DATA, "%s: is empty, wanted a header line", t->path);
-    do
+    while (skip_blank_lines(r))
         if (!read_line(r))
             return false;
-    while (!only_line_ends(r));
+    if (!r->n)
+        return err_set(r->e, ERR_DATA, "%s: is empty, wanted a header line", t->path);
     t->n_row = (int64_t)(r->n / (size_t)t->n_col) - 1;
     t->name = r->cell;
     t->cell = r->cell + t->n_col;
@@ -149,6 +154,7 @@ bool csv_read(csv_table *t, const char *path, err *e) {
     }
     buf_free(&file);
     t->name = r.cell;            /* one block: names, then cells */
+    t->line = r.row_line;
     if (!ok)
         csv_free(t);
     return ok;
@@ -156,6 +162,7 @@ bool csv_read(csv_table *t, const char *path, err *e) {
 
 void csv_free(csv_table *t) {
     mem_free(t->name);
+    mem_free(t->line);
     mem_free(t->memory);
     mem_free(t->path);
     *t = (csv_table){0};
@@ -177,12 +184,10 @@ const char *csv_cell(const csv_table *t, int64_t row, int col) {
     return t->cell[row * t->n_col + col];
 }
 
-/* The line of a row is recounted: only quoted cells with newlines make it differ from row + 2. */
+int64_t csv_line(const csv_table *t, int64_t row) { return t->line[1 + row]; }
+
 static bool bad_cell(const csv_table *t, int64_t row, int col, const char *wanted, err *e) {
-    int64_t line = 2 + row;
-    for (int64_t i = 0; i < (row + 1) * t->n_col; i++)
-        for (const char *c = t->name[i]; *c; c++)
-            line += *c == '\n';
+    const int64_t line = csv_line(t, row);
     const char *cell = csv_cell(t, row, col);
     if (!*cell)
         return err_set(e, ERR_DATA, "%s:%" PRId64 ": column \"%s\" is empty, wanted %s", t->path,

@@ -41,14 +41,15 @@ void json_raw(json_writer *w, const char *key, const char *json_text);  /* alrea
 /* The shortest decimal that reads back as exactly v ("0.1", "1e-05", "nan", "inf"). */
 void number_print(char out[32], double v);
 
-/* ---- CSV (RFC 4180, comma, header line, \n or \r\n) ------------------------------------------- */
+/* ---- CSV (RFC 4180, comma, header line, \n or \r\n, blank lines are skipped) -------------------- */
 
-typedef struct { int n_col; int64_t n_row; char **name; char **cell; char *memory; char *path; } csv_table;
+typedef struct { int n_col; int64_t n_row; char **name; char **cell; int64_t *line; char *memory; char *path; } csv_table;
 bool csv_read(csv_table *t, const char *path, err *e);
 void csv_free(csv_table *t);
 int  csv_column(const csv_table *t, const char *name);                /* -1 if absent */
 bool csv_need(const csv_table *t, const char *name, int *col, err *e);
 const char *csv_cell(const csv_table *t, int64_t row, int col);
+int64_t csv_line(const csv_table *t, int64_t row);                    /* where the row begins in the file */
 /* Strict: the whole cell must be the value. Errors name file, line and column. */
 bool csv_number(const csv_table *t, int64_t row, int col, double *out, err *e);
 bool csv_int(const csv_table *t, int64_t row, int col, int64_t *out, err *e);

@@ -144,7 +144,7 @@ static bool read_small_int(const csv_table *c, int64_t r, int col, int lo, int *
     int64_t v;
     if (!csv_int(c, r, col, &v, e)) return false;
     if (v < lo || v > 1000000)
-        return err_set(e, ERR_DATA, "%s:%lld: %s is %lld", c->path, (long long)r + 2, c->name[col], (long long)v);
+        return err_set(e, ERR_DATA, "%s:%lld: %s is %lld", c->path, (long long)csv_line(c, r), c->name[col], (long long)v);
     *out = (int)v;
     return true;
 }
@@ -156,7 +156,7 @@ static bool read_time(const csv_table *c, int64_t r, const columns *k, search_en
     if (!(row->time_ms >= 0) || !search_parse_ms(csv_cell(c, r, k->time), true, &row->time_ns)
         || row->time_ns > INT64_MAX / 1000000)
         return err_set(e, ERR_DATA, "%s:%lld: time is \"%.40s\", it must be milliseconds >= 0",
-                       c->path, (long long)r + 2, csv_cell(c, r, k->time));
+                       c->path, (long long)csv_line(c, r), csv_cell(c, r, k->time));
     return true;
 }
 
@@ -165,7 +165,7 @@ static bool read_importance(const csv_table *c, int64_t r, const columns *k, sea
     if (!csv_number(c, r, k->importance, &row->importance, e)) return false;
     if (!(fabs(row->importance) < 1e5))
         return err_set(e, ERR_DATA, "%s:%lld: importance is \"%.40s\", it must be finite and below 1e5",
-                       c->path, (long long)r + 2, csv_cell(c, r, k->importance));
+                       c->path, (long long)csv_line(c, r), csv_cell(c, r, k->importance));
     row->importance_fx = llround(row->importance * 1e12);
     return true;
 }
@@ -178,14 +178,14 @@ static bool read_row(const csv_table *c, int64_t r, table_kind kind, const colum
         || !read_small_int(c, r, k->end, 1, &row->end, e) || !read_small_int(c, r, k->ker, 0, &row->ker, e)
         || !read_small_int(c, r, k->str, 1, &row->str, e) || !csv_bool(c, r, k->dw, &row->is_dw, e)) return false;
     if (row->st >= row->end)
-        return err_set(e, ERR_DATA, "%s:%lld: st %d is not below end %d", c->path, (long long)r + 2, row->st, row->end);
+        return err_set(e, ERR_DATA, "%s:%lld: st %d is not below end %d", c->path, (long long)csv_line(c, r), row->st, row->end);
     if (!(kind == READ_TIMES ? read_time(c, r, k, row, e) : read_importance(c, r, k, row, e))) return false;
     if (k->comb >= 0 && !search_keep_parse(csv_cell(c, r, k->comb), &row->keep, &row->n_keep, e))
-        return err_note(e, "%s:%lld", c->path, (long long)r + 2);
+        return err_note(e, "%s:%lld", c->path, (long long)csv_line(c, r));
     for (int i = 0; i < row->n_keep; i++)
         if (row->keep[i] <= row->st || row->keep[i] > row->end)
             return err_set(e, ERR_DATA, "%s:%lld: conv %d is not in segment (%d,%d]", c->path,
-                           (long long)r + 2, row->keep[i], row->st, row->end);
+                           (long long)csv_line(c, r), row->keep[i], row->st, row->end);
     return true;
 }
 
