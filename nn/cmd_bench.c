@@ -56,6 +56,7 @@ typedef struct {
     candidate *net; int n;
     count_list batch, threads;
     int done;                    /* groups measured, for progress */
+    err invalid;                 /* the first output that is */
     cli_progress progress;
     json_writer json;
 } work;
@@ -85,8 +86,8 @@ static void fill_noise(nn_plan *plan, const nn_graph *g, int batch, uint64_t see
     }
 }
 
-/* Finite, and the same bits for every number of threads. */
-static bool output_is_valid(candidate *net, int batch_at) {
+/* Finite, and the same bits for every number of threads. What is not is said after the table. */
+static bool output_is_valid(candidate *net, int batch_at, err *e) {
     const int64_t *d = net->g->node[net->g->output].dim;
     int64_t count = nn_plan_batch(net->plan) * d[1] * d[2] * d[3];
     const float *y = nn_plan_output(net->plan);
@@ -96,7 +97,9 @@ static bool output_is_valid(candidate *net, int batch_at) {
     sha256_add(&s, y, (size_t)count * sizeof *y);
     sha256_hex(&s, hash);
     if (!net->seen[batch_at][0]) memcpy(net->seen[batch_at], hash, sizeof hash);
-    return vec_is_finite(count, y) && !strcmp(hash, net->seen[batch_at]);
+    if (!vec_is_finite(count, y)) return err_set(e, ERR_NONFINITE, "%s: the output is not finite", net->name);
+    return !strcmp(hash, net->seen[batch_at])
+        || err_set(e, ERR_NEGATIVE, "%s: the output depends on the number of threads", net->name);
 }
 
 static void show(work *w, const candidate *net, int batch, const nn_timing *t, bool valid) {
@@ -142,7 +145,7 @@ static bool measure_group(work *w, int batch_at, nn_plan **plan, nn_timing *t, e
     nn_time_options time = { .rounds = (int)w->o->rounds, .tick = tick, .ctx = w };
     ok = ok && nn_plan_time(plan, w->n, &time, t, e);
     for (int i = 0; ok && i < w->n; i++)
-        show(w, &w->net[i], batch, &t[i], output_is_valid(&w->net[i], batch_at));
+        show(w, &w->net[i], batch, &t[i], output_is_valid(&w->net[i], batch_at, w->invalid.code ? NULL : &w->invalid));
     for (int i = 0; i < w->n; i++) {
         nn_plan_free(w->net[i].plan);
         w->net[i].plan = NULL;
@@ -184,6 +187,10 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     json_end(&w.json, ']');
     ok = ok && (!out.failed || err_set(e, ERR_NOMEM, "out of memory"));
     if (ok && c->json) puts(out.data);
+    if (ok && w.invalid.code) {
+        *e = w.invalid;
+        ok = false;
+    }
     for (int i = 0; w.net && i < w.n; i++) nn_graph_free(w.net[i].g);
     mem_free(w.net);
     buf_free(&out);
