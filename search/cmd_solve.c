@@ -55,6 +55,7 @@ static bool find_budgets(const solve_options *o, const search_table *t, int64_t 
         return err_set(e, ERR_USAGE, "give either --budget MS[,MS…] or --speedup X[,X…]");
     if (o->budget) return parse_budget_list(o->budget, b, e);
     double x[MAX_BUDGETS];
+    const char *word = o->speedup;
     int64_t base;
     if (!cli_numbers("speedup", o->speedup, x, MAX_BUDGETS, &b->n, e) || !search_base_time(t, &base, e)) return false;
     for (int i = 0; i < b->n; i++) {
@@ -62,7 +63,9 @@ static bool find_budgets(const solve_options *o, const search_table *t, int64_t 
         if (!(x[i] > 0) || !(budget < 9e18))
             return err_set(e, ERR_USAGE, "--speedup %g: a factor above 0 is wanted, for example 1.5", x[i]);
         b->ns[i] = (int64_t)budget;
-        snprintf(b->label[i], sizeof b->label[i], "%gx", x[i]);
+        int len = (int)strcspn(word, ",");               /* as it was written: no two factors share a folder */
+        snprintf(b->label[i], sizeof b->label[i], "%.*sx", len < 30 ? len : 30, word);
+        word += len + (word[len] == ',');
     }
     return true;
 }
@@ -129,6 +132,9 @@ static bool solve_all(const cli_common *c, const solve_options *o, const search_
            && (!o->out || wants_folder(o, b) || file_may_write(o->out, e))
            && ((f = search_front_new(t, e)) || err_note(e, "%s", o->time))
            && (!o->front || search_front_write(f, fixed, o->front, e));
+    if (ok && search_front_rounding(f) && !c->quiet)
+        fprintf(stderr, "the front has more than a million points: times are rounded up by at most %.3g ms, so a solution "
+                "that leaves less than that of its budget may be missed\n", (double)search_front_rounding(f) / 1e6);
     int infeasible = -1;
     int64_t least = 0;
     for (int i = 0; ok && i < b->n; i++) {

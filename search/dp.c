@@ -10,7 +10,8 @@
 #include <math.h>
 #include <string.h>
 
-/* A list longer than this is thinned: times are rounded up inside bins, which is safe. */
+/* A list longer than this is thinned: times are rounded up inside bins, which is safe, and at most by
+ * the sum of the widths of all nodes' bins. */
 enum { FRONT_LIMIT = 1000000 };
 
 typedef struct { search_point *at; int n, cap; } point_list;
@@ -18,6 +19,7 @@ typedef struct { search_point *at; int n, cap; } point_list;
 struct search_front {
     int L;
     point_list *list;            /* [L+1] */
+    int64_t rounding_ns;         /* that sum */
     const search_table *t;       /* borrowed while building */
 };
 
@@ -93,10 +95,11 @@ static bool list_push(point_list *l, const search_point *p, err *e)
     return true;
 }
 
-/* Keep at most FRONT_LIMIT/2 points: round each time up to its bin's end, keep the best of a bin. */
-static void list_thin(point_list *l)
+/* Keep at most FRONT_LIMIT/2 points: round each time up to its bin's end, keep the best of a bin.
+ * Returns what a time may have grown by. */
+static int64_t list_thin(point_list *l)
 {
-    if (l->n <= FRONT_LIMIT) return;
+    if (l->n <= FRONT_LIMIT) return 0;
     int64_t first = l->at[0].time_ns, width = (l->at[l->n - 1].time_ns - first) / (FRONT_LIMIT / 2) + 1;
     int kept = 0;
     for (int i = 0; i < l->n; i++) {
@@ -106,6 +109,7 @@ static void list_thin(point_list *l)
         l->at[kept++] = p;
     }
     l->n = kept;
+    return width - 1;
 }
 
 static bool build_node(search_front *f, int j, stream *heap, err *e)
@@ -124,7 +128,7 @@ static bool build_node(search_front *f, int j, stream *heap, err *e)
         if (!stream_advance(f, &heap[0])) heap[0] = heap[--n];
         heap_sift(f, heap, n, 0);
     }
-    list_thin(out);
+    f->rounding_ns += list_thin(out);
     return true;
 }
 
@@ -179,6 +183,7 @@ void search_front_free(search_front *f)
 }
 
 int search_front_count(const search_front *f) { return f->list[f->L].n; }
+int64_t search_front_rounding(const search_front *f) { return f->rounding_ns; }
 search_point search_front_at(const search_front *f, int i) { return f->list[f->L].at[i]; }
 
 /* ---- a path becomes a solution ------------------------------------------------------------------------ */
@@ -223,7 +228,7 @@ bool search_front_solve(const search_front *f, const search_table *t, int64_t bu
 {
     const point_list *l = &f->list[f->L];
     *out = (search_solution){ .method = "layermerge", .budget_ns = budget_ns, .fixed_ns = fixed_ns,
-                              .time_ns = fixed_ns, .least_ns = fixed_ns + l->at[0].time_ns };
+                              .time_ns = fixed_ns, .least_ns = fixed_ns + l->at[0].time_ns, .rounding_ns = f->rounding_ns };
     int lo = 0, hi = l->n;                               /* first point beyond the budget */
     while (lo < hi) {
         int mid = (lo + hi) / 2;

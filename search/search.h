@@ -83,6 +83,7 @@ typedef struct {
     bool    feasible;
     int64_t budget_ns, time_ns, least_ns;   /* all three include fixed_ns; least -1: not known */
     int64_t fixed_ns;            /* what no choice can change (3.3) */
+    int64_t rounding_ns;         /* better ones closer than this to the budget may have been missed; 0: none */
     double  importance;
     int *act, n_act;             /* boundaries a_1 … a_n = L, with 0 first (reference: act) */
     int *conv, n_conv;           /* kept convs, ascending, with 0 (the stem) first */
@@ -99,6 +100,9 @@ typedef struct search_front search_front;
 search_front *search_front_new(const search_table *t, err *e);
 void  search_front_free(search_front *f);
 int   search_front_count(const search_front *f);                 /* points, time ascending */
+/* A front beyond a million points is thinned: no time in it is too early, and none is later than it
+ * is by more than this. 0: the front is exact. */
+int64_t search_front_rounding(const search_front *f);
 search_point search_front_at(const search_front *f, int i);
 /* The best point with fixed + time within budget (feasible false, least_ns set, when there is none). */
 bool  search_front_solve(const search_front *f, const search_table *t, int64_t budget_ns,
@@ -214,6 +218,7 @@ typedef struct {
     search_verdict verdict;      /* pruned against merged: images of the validation split and noise */
     double  speedup, predicted_speedup, budget_ms;
     int     entries, batch;
+    double  least_ms;            /* of ERR_NEGATIVE because of budget_ms: the least feasible latency; else 0 */
 } search_outcome;
 /* base.safetensors chain.txt time.csv importance/ normalized_importance.csv front.csv solution.json
  * pruned.safetensors metrics.csv checkpoints/ tuned.safetensors merged.safetensors verify.json report.json

@@ -18,6 +18,7 @@ void search_solution_json(const search_solution *s, buf *out)
     if (s->feasible) json_number(&w, "time_ms", ms(s->time_ns));
     if (s->least_ns >= 0) json_number(&w, "least_ms", ms(s->least_ns));
     if (s->fixed_ns) json_number(&w, "fixed_ms", ms(s->fixed_ns));
+    if (s->rounding_ns) json_number(&w, "rounding_ms", ms(s->rounding_ns));
     if (s->feasible) {
         json_number(&w, "importance", s->importance);
         json_begin(&w, "act", '[');
@@ -118,7 +119,8 @@ static bool read_solution(search_solution *s, const json *j, err *e)
         *(int64_t *)((char *)s + times[i].at) = llround(v * 1e6);
     }
     if (json_get(j, "importance") && !json_get_number(j, "importance", &s->importance, e)) return false;
-    if (!read_ints(j, "act", &s->act, &s->n_act, e) || !read_ints(j, "conv", &s->conv, &s->n_conv, e)) return false;
+    if ((json_get(j, "act") && !read_ints(j, "act", &s->act, &s->n_act, e))
+        || (json_get(j, "conv") && !read_ints(j, "conv", &s->conv, &s->n_conv, e))) return false;
     s->segment = mem_new((size_t)segments->count, sizeof *s->segment, e);
     if (!s->segment) return false;
     int at = 0;

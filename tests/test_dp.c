@@ -119,6 +119,33 @@ static void the_front_equals_brute_force_on_2000_random_instances(void)
     }
 }
 
+/* 20 free choices of 1, 2, 4, … ns: 2^20 points, one for every budget. */
+static void a_front_of_a_million_points_is_thinned_and_says_so(void)
+{
+    enum { L = 20 };
+    search_table t = { .L = L, .row = mem_new(2 * L, sizeof *t.row, NULL) };
+    err e = { 0 };
+    for (int i = 0; i < L; i++) {
+        t.row[t.n++] = row_of(i, i + 1, 1, false, 0, 0);
+        t.row[t.n++] = row_of(i, i + 1, 3, false, 1 << i, 1 << i);
+    }
+    for (int l = 4; l <= L; l += L - 4) {
+        search_table part = { .L = l, .row = t.row, .n = 2 * l };
+        search_front *f = search_front_new(&part, &e);
+        CHECK_OK(f, e);
+        const int64_t rounding = search_front_rounding(f);
+        CHECK(l == L ? rounding > 0 && rounding < 10 : rounding == 0);
+        for (int64_t budget = 0; budget < 1 << l; budget += 1 + (1 << l) / 999) {
+            search_solution s;
+            CHECK_OK(search_front_solve(f, &part, budget, 0, &s, &e), e);
+            CHECK(s.feasible && s.time_ns <= budget && s.time_ns >= budget - rounding && s.rounding_ns == rounding);
+            search_solution_free(&s);
+        }
+        search_front_free(f);
+    }
+    mem_free(t.row);
+}
+
 static void the_fixed_part_is_inside_the_budget(void)
 {
     search_table t;
@@ -301,6 +328,7 @@ int main(void)
 {
     make_dir();
     RUN(the_front_equals_brute_force_on_2000_random_instances);
+    RUN(a_front_of_a_million_points_is_thinned_and_says_so);
     RUN(the_fixed_part_is_inside_the_budget);
     RUN(the_reference_recurrence_agrees_when_ticks_are_exact);
     RUN(an_unreachable_node_is_named);
