@@ -167,9 +167,11 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     const compress_options *o = opt;
     screen s = { .quiet = c->quiet, .c = c, .o = o };
     search_job j = { .describe = describe, .progress = progress, .warn = warn, .ctx = &s };
-    search_outcome out;
+    search_outcome out = { 0 };
     bool ok = fill_job(c, o, &j, e) && search_compress(&j, &out, e);
     if (s.stage[0]) cli_progress_end(&s.p);
+    if (!ok && c->json && out.least_ms > 0)
+        printf("{\"feasible\":false,\"budget_ms\":%.9g,\"least_ms\":%.9g}\n", out.budget_ms, out.least_ms);
     return ok && print_outcome(c, o, &out, e);
 }
 

@@ -63,7 +63,7 @@ static bool open_all(work *w, err *e)
 }
 
 /* On noise, and on images when there are some; the worse of both. */
-static bool verify(const work *w, search_verdict *v, err *e)
+static bool compare(const work *w, search_verdict *v, err *e)
 {
     double tolerance = w->o->tolerance;
     if (!search_verify(w->pruned, w->merged, NULL, NOISE_IMAGES, (uint64_t)w->c->seed, tolerance, v, e))
@@ -79,6 +79,13 @@ static bool verify(const work *w, search_verdict *v, err *e)
     v->variation = fmax(v->variation, noise.variation);
     v->agreement = fmin(v->agreement, noise.agreement);
     return true;
+}
+
+static bool verify(const work *w, search_verdict *v, err *e)
+{
+    const merge_options *o = w->o;
+    bool ok = compare(w, v, e);
+    return ok || e->code != ERR_NONFINITE ? ok : err_note(e, "%s", o->from_pruned ? o->from_pruned : o->model);
 }
 
 static bool print_verdict(const search_verdict *v, err *e)

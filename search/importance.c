@@ -101,7 +101,8 @@ static bool tune_network(nn_graph *g, const job *j, uint64_t seed, int64_t *step
     t.recipe.batch = j->o->batch;
     t.recipe.augment = j->o->augment;
     train_result r;
-    if (!train_run(&t, &r, e)) return false;
+    if (!train_run(&t, &r, e))
+        return e->code == ERR_STOPPED ? err_set(e, ERR_STOPPED, "stopped; finished parts are kept: run the same command again") : false;
     *steps = r.steps;
     return r.steps >= SETTLED_STEPS || train_bn_estimate(g, j->set, j->tune, j->n_tune, j->o->batch, seed, e);
 }

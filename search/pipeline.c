@@ -25,6 +25,7 @@ typedef struct {                 /* what the stages hand to each other */
     search_verdict verdict;
     nn_timing timing[3];
     eval_result accuracy[3];
+    double budget_ms, least_ms;  /* of a budget that is infeasible */
     const char *stage;
 } run_state;
 
@@ -110,7 +111,7 @@ static bool read_fixed(run_state *s, const char *path, err *e)
     json *j = json_read(path, e);
     bool ok = j && json_get_number(j, "base_ms", &s->fixed.base_ms, e) && json_get_number(j, "fixed_ms", &s->fixed.fixed_ms, e);
     json_free(j);
-    return ok || err_note(e, "%s", path);
+    return ok || !j ? ok : err_note(e, "%s", path);      /* json_read names it itself */
 }
 
 static bool adopt_times(search_table *t, const char *path, err *e)
@@ -191,10 +192,14 @@ static bool try_solution(run_state *s, const search_solution *solution, double *
 
 static int64_t fixed_ns(const run_state *s) { return (int64_t)ceil(s->fixed.fixed_ms * 1e6); }
 
-static bool solve_at(const run_state *s, int64_t budget, search_solution *out, err *e)
+static bool solve_at(run_state *s, int64_t budget, search_solution *out, err *e)
 {
     search_solution_free(out);
     if (!search_front_solve(s->front, &s->offered, budget, fixed_ns(s), out, e)) return false;
+    if (!out->feasible) {
+        s->least_ms = (double)out->least_ns / 1e6;
+        s->budget_ms = (double)budget / 1e6;
+    }
     return out->feasible || err_set(e, ERR_NEGATIVE, "a budget of %.4g ms is infeasible, the least feasible latency is %.4g ms",
                                     (double)budget / 1e6, (double)out->least_ns / 1e6);
 }
@@ -260,9 +265,9 @@ static bool stage_solve(run_state *s, err *e)
 static bool stage_prune(run_state *s, err *e)
 {
     char path[4096];
-    s->pruned = search_prune(s->chain, &s->solution, e);
+    if (!(s->pruned = search_prune(s->chain, &s->solution, e))) return err_note(e, "%s", at(s, "solution.json", path));
     at(s, "pruned.safetensors", path);
-    return s->pruned && nn_model_save(s->pruned, path, NULL, 0, e);
+    return nn_model_save(s->pruned, path, NULL, 0, e);
 }
 
 /* A file of another run has weights that the solution says nothing about. */
@@ -320,7 +325,8 @@ static bool stage_merge(run_state *s, err *e)
     search_verdict noise;
     if (!(s->merged = search_merge(s->chain, &s->solution, s->tuned, e))) return false;
     if (!search_verify(s->tuned, s->merged, NULL, VERIFY_NOISE, s->job->seed, 1e-4, &noise, e)
-        || !search_verify(s->tuned, s->merged, s->val, data_count(s->val), s->job->seed, 1e-4, &s->verdict, e)) return false;
+        || !search_verify(s->tuned, s->merged, s->val, data_count(s->val), s->job->seed, 1e-4, &s->verdict, e))
+        return e->code != ERR_NONFINITE ? false : err_note(e, "%s", at(s, "tuned.safetensors", path));
     s->verdict.verified &= noise.verified;
     s->verdict.max_abs = fmax(s->verdict.max_abs, noise.max_abs);
     s->verdict.max_rel = fmax(s->verdict.max_rel, noise.max_rel);
@@ -483,7 +489,11 @@ bool search_compress(const search_job *job, search_outcome *out, err *e)
         warn_bad(job, s.train);
         warn_bad(job, s.val);
     }
-    if (!ok) run_dir_log(job->run_dir, e->msg, NULL);
+    if (!ok) {
+        run_dir_log(job->run_dir, e->msg, NULL);
+        out->budget_ms = s.budget_ms;
+        out->least_ms = s.least_ms;
+    }
     state_free(&s);
     return ok;
 }

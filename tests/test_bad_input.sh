@@ -232,6 +232,8 @@ check "columns in any order mean the same" [ "$(sed 's/"id":[0-9]*//g' plain.jso
 works solve $both --budget 2,1.5 --json --out both --front front.csv
 check "several budgets make a folder" test -s both/tl1.5/solution.json
 check "the front has every point" [ "$(wc -l < front.csv)" = 3 ]
+works solve $both --speedup 1.5,1.50 --out both/
+check "each speed-up has the folder of its own words" test -s both/tl1.5x/solution.json -a -s both/tl1.50x/solution.json
 works solve $both --speedup 1.5 --compat reference --prec 10 --json
 check "a speed-up is a budget" prints '"budget_ms":1.33'
 refuses 1 'least feasible latency is 1.25' solve $both --budget 0.5 --json --out infeasible.json
@@ -253,6 +255,9 @@ edit() {                       # TABLE SED CODE WORDS: an edited copy of a table
     if [ "$1" = time.csv ]; then solve "$3" "$4" --time edited_time.csv --importance imp.csv --budget 2
     else solve "$3" "$4" --time time.csv --importance edited_imp.csv --budget 2; fi
 }
+sed 's/$/\n/' time.csv > blank.csv
+works solve --time blank.csv --importance imp.csv --budget 2 --out blank.json
+check "blank lines in a table are no rows" cmp plain.json blank.json
 edit time.csv '4s/1.25/nan/' 65 'edited_time.csv:4: time is "nan"'
 edit time.csv '4s/1.25/-1/' 65 'edited_time.csv:4: time is "-1"'
 edit time.csv '4s/1.25/x/' 65 'edited_time.csv:4: column "time" is "x"'
@@ -282,8 +287,14 @@ works inspect m --segments entries.csv --json
 works solve --time t20.csv --importance i20.csv --budget 1000 --out s20.json
 works merge --model m --solution s20.json --out merged20
 works merge --model m --solution s20.json --out merged8 --data $data --limit 10 --size 8
+sed 's/"act":[^]]*\],"conv":[^]]*\],"segments"/"segments"/' s20.json > short.json
+works merge --model m --solution short.json --out merged_short
+check "a solution need not list what its segments say" cmp merged20 merged_short
+refuses 76 'nan: .*not finite' merge --model nan --solution s20.json --out no
 works bench --model m merged20 --rounds 3 --json --quiet
 check "bench takes a model with and without the flag" prints '"model":"merged20".*"model":"m"'
+refuses 76 'nan: the output is not finite' bench nan m --rounds 3 --json --quiet
+check "bench shows what it measured all the same" prints '"model":"nan".*"valid":false.*"model":"m".*"valid":true'
 refuses 74 'no-folder/x' merge --model m --solution s20.json --out no-folder/x
 check "before anything is said" [ ! -s out ]
 refuses 74 'no-folder/p' merge --model m --solution s20.json --pruned no-folder/p --out no

@@ -72,8 +72,9 @@ check "and a curve" grep -q 'Top-1 while training' "$dir/trained/report.html"
 
 check "another command in the same folder is refused" exits 78 compress --epochs 2
 check "an impossible budget is a negative answer" exits 1 "$lm" compress --model "$run/base.safetensors" \
-    --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --batch 8 --rounds 3
+    --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --batch 8 --rounds 3 --json
 check "that names the least feasible latency" says "least feasible"
+check "in JSON too" prints '^{"feasible":false,"budget_ms":[0-9.e-]*,"least_ms":[0-9.e-]*}$'
 for row in 'train-images 40' 'score-images 40' 'width null'; do run="$dir/impossible" check "its config.json has ${row% *} as it turned out" has $row; done
 
 # The verbs do the same from the files.
