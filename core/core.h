@@ -74,6 +74,10 @@ void buf_free(buf *b);                                  /* back to the empty buf
 
 bool file_exists(const char *path);
 bool file_is_dir(const char *path);
+/* Do both lead to one file, which writing the one would change under the other? By text, by what is there,
+ * or, of files that are not there yet, by folder and name. NULL is no file. */
+bool file_same(const char *a, const char *b);
+bool file_differ(const char *flag_a, const char *a, const char *flag_b, const char *b, err *e);  /* or ERR_USAGE */
 bool file_make_dirs(const char *path, err *e);          /* mkdir -p */
 bool file_read(const char *path, buf *out, err *e);     /* whole file; missing: ERR_NOINPUT */
 /* Whole or not at all: temporary name in the same folder, fsync, rename, fsync of the folder.

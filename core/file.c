@@ -21,6 +21,36 @@ bool file_is_dir(const char *path) {
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+/* The folder part of a path, with its slash; "" when there is none. */
+static int folder_length(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? (int)(slash - path) + 1 : 0;
+}
+
+static bool stat_folder(const char *path, struct stat *st) {
+    char folder[4096];
+    int n = folder_length(path);
+    int len = snprintf(folder, sizeof folder, "%.*s", n ? n : 1, n ? path : ".");
+    return len < (int)sizeof folder && !stat(folder, st);
+}
+
+bool file_same(const char *a, const char *b) {
+    struct stat x, y;
+    if (!a || !b) return false;
+    if (!strcmp(a, b)) return true;
+    bool have_a = !stat(a, &x), have_b = !stat(b, &y);
+    if (have_a != have_b) return false;
+    if (!have_a && (strcmp(a + folder_length(a), b + folder_length(b)) || !stat_folder(a, &x)
+                    || !stat_folder(b, &y)))
+        return false;
+    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+bool file_differ(const char *flag_a, const char *a, const char *flag_b, const char *b, err *e) {
+    return !file_same(a, b)
+        || err_set(e, ERR_USAGE, "%s %s and %s %s are to be different files", flag_a, a, flag_b, b);
+}
+
 bool file_make_dirs(const char *path, err *e) {
     char *p = mem_text(path, e);
     if (!p) return false;
@@ -128,12 +158,6 @@ static bool write_all(int fd, const char *data, size_t len) {
         len -= (size_t)n;
     }
     return true;
-}
-
-/* The folder part of a path, with its slash; "" when there is none. */
-static int folder_length(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash ? (int)(slash - path) + 1 : 0;
 }
 
 /* A new file beside `path`; its name, to be freed, in *name. */

@@ -175,6 +175,27 @@ static void a_file_reads_back_as_written(void) {
     CHECK(!file_exists(path));
 }
 
+static void one_file_is_known_under_all_its_names(void) {
+    err e = {0};
+    char dotted[600], link_path[600], other[600];
+    const char *path = in_dir("same");
+    snprintf(dotted, sizeof dotted, "%s/./same", temp_dir);
+    snprintf(link_path, sizeof link_path, "%s/link", temp_dir);
+    snprintf(other, sizeof other, "%s/./other", temp_dir);
+    CHECK(file_same(path, path) && !file_same(path, NULL) && !file_same(NULL, NULL));
+    CHECK(file_same(path, dotted) && !file_same(path, other));     /* neither is there */
+    CHECK(file_same("same-nowhere", "./same-nowhere") && !file_same("no/same", "same"));
+    CHECK_OK(file_write(path, "1", 1, &e), e);
+    CHECK(!file_same(path, other) && !file_same(other, path));
+    CHECK_OK(file_write(other, "1", 1, &e), e);
+    CHECK(file_same(path, dotted) && !file_same(path, other));
+    CHECK(!symlink("same", link_path) && file_same(link_path, path) && !file_same(link_path, other));
+    CHECK_OK(file_differ("--in", path, "--out", other, &e), e);
+    CHECK(!file_differ("--in", path, "--out", dotted, &e) && e.code == ERR_USAGE);
+    CHECK(strstr(e.msg, "--in ") && strstr(e.msg, "and --out ") && strstr(e.msg, "different files"));
+    unlink(link_path), unlink(path), unlink(other);
+}
+
 static void a_missing_input_is_named(void) {
     err e = {0};
     buf b = {0};
@@ -686,6 +707,7 @@ int main(void) {
     RUN(a_buffer_grows_and_stays_text);
     RUN(a_failed_growth_sticks);
     RUN(a_file_reads_back_as_written);
+    RUN(one_file_is_known_under_all_its_names);
     RUN(a_missing_input_is_named);
     RUN(a_file_that_cannot_be_mapped_is_copied);
     RUN(a_write_that_fails_leaves_the_old_file);
