@@ -39,14 +39,20 @@ typedef struct {
     search_solution solution;
 } work;
 
+/* No output may be an input, but --pruned may write --from-pruned back. */
+static bool outputs_are_new(const merge_options *o, err *e)
+{
+    return file_differ("--out", o->out, "--model", o->model, e) && file_differ("--out", o->out, "--solution", o->solution, e)
+        && file_differ("--out", o->out, "--from-pruned", o->from_pruned, e) && file_differ("--out", o->out, "--pruned", o->pruned, e)
+        && file_differ("--pruned", o->pruned, "--model", o->model, e) && file_differ("--pruned", o->pruned, "--solution", o->solution, e);
+}
+
 static bool open_all(work *w, err *e)
 {
     const merge_options *o = w->o;
     nn_build b = { .classes = (int)o->classes, .width = o->width };
     data_options d = { .limit = o->limit, .seed = (uint64_t)w->c->seed };
-    if (!strcmp(o->out, o->model) || (o->pruned && (!strcmp(o->pruned, o->model) || !strcmp(o->pruned, o->out))))
-        return err_set(e, ERR_USAGE, "--model, --pruned and --out are to be different files");
-    if (!file_may_write(o->out, e) || (o->pruned && !file_may_write(o->pruned, e)))
+    if (!outputs_are_new(o, e) || !file_may_write(o->out, e) || (o->pruned && !file_may_write(o->pruned, e)))
         return false;
     if (!nn_build_input(&b, o->input, e) || !data_size_parse(&d, o->size, e)
         || (o->data && !(w->set = data_open(o->data, o->split, &d, e))))
@@ -110,7 +116,7 @@ static bool print_verdict(const search_verdict *v, err *e)
 static bool merge(work *w, err *e)
 {
     const merge_options *o = w->o;
-    bool wants_pruned = o->pruned && !(o->from_pruned && !strcmp(o->pruned, o->from_pruned));
+    bool wants_pruned = o->pruned && !file_same(o->pruned, o->from_pruned);
     search_verdict v;
     w->merged = search_merge(w->chain, &w->solution, w->pruned, e);
     if (!w->merged)

@@ -159,6 +159,10 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
 {
     (void)n_word, (void)word;
     const solve_options *o = opt;
+    const char *flag[] = { "--out", "--front" }, *path[] = { o->out, o->front };
+    for (int i = 0; i < 2; i++)
+        if (!file_differ(flag[i], path[i], "--time", o->time, e) || !file_differ(flag[i], path[i], "--importance", o->importance, e)) return false;
+    if (!file_differ("--out", o->out, "--front", o->front, e)) return false;
     search_table times, importance = { 0 }, all = { 0 }, offered = { 0 };
     if (!search_read_times(&times, o->time, e)) return false;
     bool ok = search_read_importance(&importance, o->importance, e)

@@ -244,6 +244,8 @@ works solve $both --budget 1e6 --prec 1e6 --compat reference --json
 check "a budget beyond every path costs no memory" prints '"budget_ms":1000000,"feasible":true,"time_ms":2,'
 for budget in x nan 1, 1ms -1 1e400 0x1; do solve 64 'not a number of milliseconds' $both --budget $budget; done
 for speedup in x nan 0 -1 1e-300; do solve 64 speedup $both --speedup $speedup; done
+for flag in --out --front; do for table in time.csv ./imp.csv; do solve 64 'different files' $both --budget 2 $flag $table; done; done
+solve 64 'different files' $both --budget 2 --out one --front ./one
 solve 64 'either --budget' $both
 solve 64 'either --budget' $both --budget 1 --speedup 1
 solve 64 'prec' $both --budget 1 --prec 0
@@ -290,6 +292,7 @@ works merge --model m --solution s20.json --out merged8 --data $data --limit 10 
 sed 's/"act":[^]]*\],"conv":[^]]*\],"segments"/"segments"/' s20.json > short.json
 works merge --model m --solution short.json --out merged_short
 check "a solution need not list what its segments say" cmp merged20 merged_short
+for flags in '--out ./s20.json' '--out x --pruned s20.json' '--from-pruned merged8 --out ./merged8'; do refuses 64 'different files' merge --model m --solution s20.json $flags; done
 refuses 76 'nan: .*not finite' merge --model nan --solution s20.json --out no
 works bench --model m merged20 --rounds 3 --json --quiet
 check "bench takes a model with and without the flag" prints '"model":"merged20".*"model":"m"'
