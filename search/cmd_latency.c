@@ -68,7 +68,8 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     (void)n_word, (void)word;
     const latency_options *o = opt;
     nn_build b = { .classes = (int)o->classes, .width = o->width };
-    nn_graph *g = file_may_write(o->out, e) && nn_build_input(&b, o->input, e) ? nn_model_open(o->model, &b, (uint64_t)c->seed, e) : NULL;
+    bool fits = file_differ("--out", o->out, "--model", o->model, e) && file_may_write(o->out, e) && nn_build_input(&b, o->input, e);
+    nn_graph *g = fits ? nn_model_open(o->model, &b, (uint64_t)c->seed, e) : NULL;
     bool ok = g && measure(c, o, g, e);
     nn_graph_free(g);
     return ok;

@@ -298,6 +298,7 @@ works bench --model m merged20 --rounds 3 --json --quiet
 check "bench takes a model with and without the flag" prints '"model":"merged20".*"model":"m"'
 refuses 76 'nan: the output is not finite' bench nan m --rounds 3 --json --quiet
 check "bench shows what it measured all the same" prints '"model":"nan".*"valid":false.*"model":"m".*"valid":true'
+refuses 64 'different files' latency --model m --out ./m
 refuses 74 'no-folder/x' merge --model m --solution s20.json --out no-folder/x
 check "before anything is said" [ ! -s out ]
 refuses 74 'no-folder/p' merge --model m --solution s20.json --pruned no-folder/p --out no
