@@ -87,9 +87,12 @@ bool tf_names_unique(const tf_tensor *t, int n, err *e) {
 }
 
 static bool parse_any(tensor_file *f, const char *data, size_t size, err *e) {
+    const bool brace = size > 8 && data[8] == '{';
+    if (brace && le_u64(data) <= size - 8)       /* its length may well begin with 0x80 */
+        return safetensors_parse(f, data, size, e);
     if (size >= 4 && (!memcmp(data, "PK\3\4", 4) || (unsigned char)data[0] == 0x80))
         return pth_parse(f, data, size, e);
-    if (size > 8 && data[8] == '{')
+    if (brace)
         return safetensors_parse(f, data, size, e);
     *f = (tensor_file){0};
     return err_set(e, ERR_DATA, "is neither safetensors nor a PyTorch file");

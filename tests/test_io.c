@@ -584,6 +584,21 @@ static void safetensors_headers_are_checked_strictly(void) {
     CHECK(!tensor_file_open(&f, in_dir("absent.bin"), &e) && e.code == ERR_NOINPUT);
 }
 
+/* A pickle begins with 0x80, and so does such a file whose header is 128, 384, 640… bytes long. */
+static void a_header_of_any_length_is_that_of_a_safetensors_file(void) {
+    for (uint64_t len = 60; len <= 700; len++) {
+        buf b = {0};
+        err e = {0};
+        tensor_file f;
+        buf_put(&b, &len, 8);
+        buf_printf(&b, "%-*s1234", (int)len, "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}");
+        CHECK_OK(tensor_file_open(&f, temp_with("padded", b.data, b.len), &e), e);
+        CHECK(f.n == 1);
+        tensor_file_close(&f);
+        buf_free(&b);
+    }
+}
+
 static void safetensors_writer_refuses_what_cannot_be_read(void) {
     err e;
     tf_tensor one = { .name = "a", .dtype = DT_F32, .rank = 1, .dim = { 2 }, .data = (const char *)some_floats };
@@ -835,6 +850,7 @@ int main(void) {
     RUN(half_precision_is_widened_exactly);
     RUN(strided_tensors_are_gathered_row_by_row);
     RUN(safetensors_headers_are_checked_strictly);
+    RUN(a_header_of_any_length_is_that_of_a_safetensors_file);
     RUN(safetensors_writer_refuses_what_cannot_be_read);
     RUN(damaged_safetensors_never_crash);
     RUN(failed_allocations_are_reported);
