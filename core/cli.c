@@ -342,6 +342,10 @@ static void print_verb_help(const cli_verb *v) {
     }
 }
 
+static bool is_help(const char *word) {
+    return !strcmp(word, "help") || !strcmp(word, "--help") || !strcmp(word, "-h");
+}
+
 static void print_help(const cli_verb *const *verb, int n) {
     printf("layermerge makes convolutional networks shallower and faster.\n"
            "usage: layermerge VERB [flags]\n\n");
@@ -355,13 +359,14 @@ static void print_help(const cli_verb *const *verb, int n) {
            "78 configuration.\n");
 }
 
-static bool print_version(bool as_json, err *e) {
+/* ---- version --------------------------------------------------------------------------------- */
+
+static bool version_run(const cli_common *c, const void *options, int n_word, char **word, err *e) {
+    (void)options, (void)n_word, (void)word;
     buf b = {0};
-    core_init(&(core_options){0}, NULL);      /* as a verb would compute; if it cannot, as it is */
     core_describe(&b);
-    core_stop();
     json *j = b.failed ? NULL : json_parse(b.data, b.len, e);
-    if (j && as_json) printf("{\"version\":\"%s\",%s\n", CORE_VERSION, b.data + 1);
+    if (j && c->json) printf("{\"version\":\"%s\",%s\n", CORE_VERSION, b.data + 1);
     else if (j) {
         printf("layermerge %s\n", CORE_VERSION);
         for (const json *m = j->child; m; m = m->next)
@@ -373,10 +378,15 @@ static bool print_version(bool as_json, err *e) {
     return j || err_note(e, "describing the machine");
 }
 
+/* The verb of the command line itself, with the flags that all verbs have. */
+static const cli_verb version_verb = { .name = "version", .summary = "version, build and machine",
+                                       .run = version_run };
+
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static const cli_verb *find_verb(const cli_verb *const *verb, int n, const char *name, err *e) {
     hint h = hint_for(name);
+    if (!strcmp(name, "version") || !strcmp(name, "--version")) return &version_verb;
     for (int i = 0; i < n; i++) {
         if (!strcmp(verb[i]->name, name)) return verb[i];
         hint_try(&h, verb[i]->name, verb[i]->name);
@@ -411,14 +421,8 @@ static bool run_verb(const cli_verb *v, int argc, char **argv, err *e) {
 static bool dispatch(int argc, char **argv, const cli_verb *const *verb, int n, err *e) {
     if (argc < 2) return err_set(e, ERR_USAGE, "no verb given (layermerge help lists them)");
     const char *name = argv[1];
-    bool help = !strcmp(name, "help") || !strcmp(name, "--help") || !strcmp(name, "-h");
-    if (help && argc == 2) { print_help(verb, n); return true; }
-    if (!strcmp(name, "version") || !strcmp(name, "--version")) {
-        bool as_json = argc > 2 && !strcmp(argv[2], "--json");
-        if (argc > 2 + as_json)
-            return err_set(e, ERR_USAGE, "version takes --json only, not \"%.200s\"", argv[2 + as_json]);
-        return print_version(as_json, e);
-    }
+    bool help = is_help(name);
+    if (help && (argc == 2 || (argc == 3 && is_help(argv[2])))) { print_help(verb, n); return true; }
     if (help && argc > 3)
         return err_set(e, ERR_USAGE, "help takes one verb, not also \"%.200s\"", argv[3]);
     const cli_verb *v = find_verb(verb, n, help ? argv[2] : name, e);

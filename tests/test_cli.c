@@ -190,12 +190,27 @@ static void help_names_every_flag(void) {
     CHECK(refused("help fti", 64, "did you mean fit?"));
     CHECK(run("version") == 0 && !strncmp(out, "layermerge ", 11));
     CHECK(refused("version --jsno", 64, "--jsno"));
+    CHECK(refused("version word", 64, "\"word\""));
+    CHECK(refused("help verison", 64, "did you mean version?"));
     CHECK(refused("help fit word", 64, "\"word\""));
     CHECK(run("version --json") == 0);
     err e = {0};
     json *j = json_parse(out, strlen(out), &e);
     CHECK_OK(j, e);
     json_free(j);
+}
+
+static void help_and_version_are_names_like_those_of_the_verbs(void) {
+    const char *lists[] = { "help help", "help --help", "help -h", "--help help", "-h" };
+    for (int i = 0; i < CLI_COUNT(lists); i++)
+        CHECK(run(lists[i]) == 0 && strstr(out, "usage: layermerge VERB") && strstr(out, "fit a thing") && !*errors);
+    const char *flags[] = { "help version", "version --help", "version -h", "--version --help", "help --version" };
+    for (int i = 0; i < CLI_COUNT(flags); i++)
+        CHECK(run(flags[i]) == 0 && strstr(out, "usage: layermerge version") && strstr(out, "--json") && !*errors);
+    const char *same[] = { "version --quiet", "version --threads 1", "--version", "version --seed 3" };
+    for (int i = 0; i < CLI_COUNT(same); i++)
+        CHECK(run(same[i]) == 0 && !strncmp(out, "layermerge " CORE_VERSION, 11) && !*errors);
+    CHECK(run("version --quiet --json --threads=1") == 0 && *out == '{' && strstr(out, "\"version\":"));
 }
 
 static void a_verbs_error_becomes_the_exit_code(void) {
@@ -261,6 +276,7 @@ int main(void) {
     RUN(what_is_missing_or_too_much_is_named);
     RUN(values_must_be_what_they_claim);
     RUN(help_names_every_flag);
+    RUN(help_and_version_are_names_like_those_of_the_verbs);
     RUN(a_verbs_error_becomes_the_exit_code);
     RUN(results_nobody_receives_are_an_io_error);
     RUN(lists_of_numbers_are_read_strictly);
