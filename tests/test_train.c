@@ -1,6 +1,7 @@
 /* train: schedules and optimisers against their formulas, the loop against itself interrupted. */
 #include "train/parts.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -254,6 +255,24 @@ static void a_network_that_always_says_one_class_is_right_as_often_as_the_class_
     eval_result r;
     CHECK_OK(eval_run(g, s, some, 2, 0, &r, pred, &e), e);
     CHECK_CLOSE(r.top1, 50 * ((data_label(s, 7) == 1) + (data_label(s, 3) == 1)), 1e-9);
+    nn_graph_free(g);
+    data_free(s);
+}
+
+static void a_result_does_not_depend_on_the_batch_and_no_batch_is_too_big(void) {
+    err e = {0};
+    data_set *s = open_shapes("val");
+    nn_graph *g = tiny_net(s, true, 0);
+    eval_result want;
+    int32_t pred[48], guess[48];
+    CHECK_OK(eval_run(g, s, NULL, 0, 0, &want, pred, &e), e);
+    static const int batch[] = { 1, 5, 48, 49, INT_MAX };
+    for (int i = 0; i < 5; i++) {
+        eval_result r;
+        CHECK_OK(eval_run(g, s, NULL, 0, batch[i], &r, guess, &e), e);
+        CHECK(r.n == 48 && r.loss == want.loss && r.top1 == want.top1 && r.top5 == want.top5);
+        CHECK(!memcmp(guess, pred, sizeof pred));
+    }
     nn_graph_free(g);
     data_free(s);
 }
@@ -712,6 +731,7 @@ int main(void) {
     RUN(the_average_of_weights_follows_its_formula_statistics_included);
     RUN(a_known_logit_row_gives_known_loss_and_ranks);
     RUN(a_network_that_always_says_one_class_is_right_as_often_as_the_class_occurs);
+    RUN(a_result_does_not_depend_on_the_batch_and_no_batch_is_too_big);
     RUN(networks_that_do_not_fit_the_data_or_are_broken_are_refused);
     RUN(estimated_statistics_are_those_of_the_images);
     RUN(a_run_that_is_stopped_and_continued_has_the_bits_of_an_unbroken_one);

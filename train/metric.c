@@ -98,6 +98,7 @@ bool eval_run(nn_graph *g, const data_set *s, const int32_t *index, int64_t n, i
     if (!train_classes_match(g, s, e) || !train_prep(g, s, &o.prep, e)) return false;
     if (o.n < 1) return err_set(e, ERR_CONFIG, "there are no images to evaluate");
     o.batch = batch > 0 ? batch : default_batch(&o.prep, o.n);
+    if (o.batch > o.n) o.batch = (int)o.n;
 
     evaluator v = { .set = s, .index = index, .classes = data_classes(s),
                     .floats = (int64_t)o.prep.h * o.prep.w * o.prep.c };
