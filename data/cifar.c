@@ -100,21 +100,20 @@ done:
 }
 
 source_answer cifar_open(data_set *s, const char *spec, const char *split, err *e) {
-    bool train = !strcmp(split, "train");
+    static const char *const prefix[2] = { "data_batch_", "test_batch.bin" };
+    const bool val = !strcmp(split, "val");
     char *name[MAX_FILES];
-    int n_train = list_batches(spec, "data_batch_", name, e), n = n_train;
-    if (n_train >= 0 && !train) {
-        while (n) mem_free(name[--n]);
-        n = list_batches(spec, "test_batch.bin", name, e);
-    }
+    int other = list_batches(spec, prefix[!val], name, e);
+    for (int i = 0; i < other; i++) mem_free(name[i]);
+    int n = other < 0 ? -1 : list_batches(spec, prefix[val], name, e);
     if (n < 0) return SOURCE_FAILED;
     source_answer answer = SOURCE_NOT_MINE;
     if (n > 0) {
         answer = read_batches(s, spec, name, n, e) ? SOURCE_OPENED : SOURCE_FAILED;
         s->prep =
             (data_prep){ SIDE, SIDE, 3, 0, { 0.485f, 0.456f, 0.406f }, { 0.229f, 0.224f, 0.225f } };
-    } else if (n_train > 0) {
-        err_set(e, ERR_NOINPUT, "%s/test_batch.bin: no such file", spec);
+    } else if (other > 0) {
+        err_set(e, ERR_NOINPUT, "%s/%s: no such file", spec, val ? prefix[1] : "data_batch_1.bin");
         answer = SOURCE_FAILED;
     }
     while (n) mem_free(name[--n]);

@@ -209,6 +209,10 @@ zeros 3073 > cifar/test_batch.bin; (printf '\013'; zeros 3072) > cifar/data_batc
 refuses 65 'record 0 has label 11' data verify --data cifar --split train
 head -c 3000 cifar/test_batch.bin > cifar/data_batch_1.bin; refuses 65 'multiple of 3073' data verify --data cifar --split train
 
+rm cifar/data_batch_1.bin; refuses 66 'cifar/data_batch_1.bin: no such file' train --model resnet20 --data cifar --out no
+works data verify --data cifar --quiet --json
+check "of two splits the one that is there is looked at" prints '"val":{"images":1,'
+
 # ---- tables
 cat > time.csv <<'END'
 id,st,end,ker,str,is_dw,time,stdev

@@ -113,8 +113,11 @@ static void cifar_batches_are_read_in_the_order_of_their_names(void) {
 
 static void a_wrong_cifar_file_is_refused(void) {
     make_dir();
+    put_cifar("test_batch.bin", 2, 0);
+    refuse(dir, "train", ERR_NOINPUT, "/data_batch_1.bin: no such file");
+    unlink(in_dir("test_batch.bin"));
     put_cifar("data_batch_1.bin", 2, 0);
-    refuse(dir, "val", ERR_NOINPUT, "test_batch.bin");
+    refuse(dir, "val", ERR_NOINPUT, "/test_batch.bin: no such file");
     put_file("test_batch.bin", "short", 5);
     refuse(dir, "val", ERR_DATA, "3073");
     uint8_t p[3073] = { 10 };
