@@ -86,7 +86,7 @@ void tensor_file_close(tensor_file *f);
 const tf_tensor *tensor_file_find(const tensor_file *f, const char *name);
 const char      *tensor_file_meta(const tensor_file *f, const char *key);
 int64_t tf_count(const tf_tensor *t);
-bool tf_read_f32(const tf_tensor *t, float *out, err *e);   /* widened or narrowed; strides resolved */
+bool tf_read_f32(const tf_tensor *t, float *out, err *e);   /* F32 F64 F16 BF16 only; strides resolved */
 bool tf_read_i64(const tf_tensor *t, int64_t *out, err *e); /* integer types only */
 
 typedef struct { const char *key, *value; } text_pair;

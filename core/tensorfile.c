@@ -208,13 +208,7 @@ static void run_to_f32(tf_dtype dtype, const char *p, int64_t n, int64_t step, v
     case DT_F64:  EACH(double, (float)v); break;
     case DT_F16:  EACH(uint16_t, f32_from_f16(v)); break;
     case DT_BF16: EACH(uint16_t, f32_from_bits((uint32_t)v << 16)); break;
-    case DT_I64:  EACH(int64_t, (float)v); break;
-    case DT_I32:  EACH(int32_t, (float)v); break;
-    case DT_I16:  EACH(int16_t, v); break;
-    case DT_I8:   EACH(int8_t, v); break;
-    case DT_U8:   EACH(uint8_t, v); break;
-    case DT_BOOL: EACH(uint8_t, v != 0 ? 1.0f : 0.0f); break;
-    case DT_COUNT: break;
+    case DT_I64: case DT_I32: case DT_U8: case DT_BOOL: case DT_I16: case DT_I8: case DT_COUNT: break;
     }
 }
 
@@ -255,18 +249,24 @@ static void each_run(const tf_tensor *t, char *out, size_t size,
     }
 }
 
+static bool is_float(const tf_tensor *t) {
+    return t->dtype == DT_F32 || t->dtype == DT_F64 || t->dtype == DT_F16 || t->dtype == DT_BF16;
+}
+
+static const char *dtype_name(const tf_tensor *t) {
+    return (unsigned)t->dtype < DT_COUNT ? tf_dtype_names[t->dtype] : "of an unknown type";
+}
+
 bool tf_read_f32(const tf_tensor *t, float *out, err *e) {
-    if ((unsigned)t->dtype >= DT_COUNT)
-        return err_set(e, ERR_DATA, "tensor %s has an unknown element type", t->name);
+    if (!is_float(t))
+        return err_set(e, ERR_DATA, "%s is %s, a float is wanted", t->name, dtype_name(t));
     each_run(t, (char *)out, sizeof *out, run_to_f32);
     return true;
 }
 
 bool tf_read_i64(const tf_tensor *t, int64_t *out, err *e) {
-    if ((unsigned)t->dtype >= DT_COUNT || t->dtype == DT_F32 || t->dtype == DT_F64
-        || t->dtype == DT_F16 || t->dtype == DT_BF16)
-        return err_set(e, ERR_DATA, "tensor %s is %s, wanted integers", t->name,
-                       (unsigned)t->dtype < DT_COUNT ? tf_dtype_names[t->dtype] : "unknown");
+    if ((unsigned)t->dtype >= DT_COUNT || is_float(t))
+        return err_set(e, ERR_DATA, "%s is %s, an integer is wanted", t->name, dtype_name(t));
     each_run(t, (char *)out, sizeof *out, run_to_i64);
     return true;
 }

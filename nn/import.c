@@ -205,8 +205,8 @@ static bool check_pairs(const nn_graph *g, const tensor_file *f, const tf_tensor
 static bool pick_rows(nn_param *to, const tf_tensor *from, const nn_head_map *map, err *e)
 {
     if (from->dim[0] != map->of || to->dim[0] != map->n)
-        return err_set(e, ERR_CONFIG, "it has %lld classes, picking %d of %d for %lld is impossible",
-                       (long long)from->dim[0], map->n, map->of, (long long)to->dim[0]);
+        return err_set(e, ERR_CONFIG, "%s: it has %lld classes, picking %d of %d for %lld is impossible",
+                       from->name, (long long)from->dim[0], map->n, map->of, (long long)to->dim[0]);
     float *x = mem_new((size_t)tf_count(from), sizeof *x, e);
     const bool ok = x && tf_read_f32(from, x, e);
     const int64_t each = nn_param_count(to) / to->dim[0];
@@ -227,7 +227,7 @@ static bool fill(nn_graph *g, const char *path, const tf_tensor *const *found, c
             continue;
         }
         if (!(pick ? pick_rows(to, found[p], h->map, e) : tf_read_f32(found[p], to->x, e)))
-            return err_note(e, "%s: %s", path, found[p]->name);
+            return err_note(e, "%s", path);
         if (!vec_is_finite(nn_param_count(to), to->x))
             return err_set(e, ERR_DATA, "%s: %s holds a value that is not finite", path, found[p]->name);
         out->tensors++;

@@ -162,7 +162,7 @@ static bool load_param(nn_param *p, const tensor_file *f, err *e)
     if (!same)
         return err_set(e, ERR_DATA, "tensor %s has %lld values in %d dimensions, not %lld in %d",
                        p->name, (long long)tf_count(t), t->rank, (long long)nn_param_count(p), p->rank);
-    return tf_read_f32(t, p->x, e) || err_note(e, "tensor %s", p->name);
+    return tf_read_f32(t, p->x, e);
 }
 
 static nn_graph *read_model(const tensor_file *f, err *e)

@@ -67,6 +67,9 @@ done
 (cat m; echo) > long;                                  refuses 65 'end at data byte' inspect long
 (printf '\377\377\377\377\377\377\377\377'; tail -c +9 m) > huge; refuses 65 'does not fit' inspect huge
 sed 's/layer1\.0\.conv1 = conv2d(relu)/layer1.0.conv1 = conv2d(nope)/' m > graph; refuses 65 nope inspect graph
+sed 's/"conv1.weight":{"dtype":"F32"/"conv1.weight":{"dtype":"I32"/' m > int32
+refuses 65 'int32: conv1.weight is I32, a float is wanted' inspect int32
+refuses 65 'int32: conv1.weight is I32, a float is wanted' import --weights int32 --arch resnet20 --out no
 refuses 66 'no such model' eval --model nothing --data $data
 refuses 66 'is a folder' inspect .
 refuses 65 'neither safetensors' inspect /dev/null

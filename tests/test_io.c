@@ -481,7 +481,8 @@ static void safetensors_written_are_read_back(void) {
     CHECK(w && tf_read_f32(w, x, &e) && !memcmp(x, some_floats, sizeof x));
     CHECK(w && !tf_read_i64(w, i, &e) && e.code == ERR_DATA);
     CHECK(s && s->rank == 0 && tf_count(s) == 1 && tf_read_i64(s, i, &e) && i[0] == -5);
-    CHECK(s && tf_read_f32(s, x, &e) && x[0] == -5);
+    CHECK(s && !tf_read_f32(s, x, &e) && e.code == ERR_DATA);
+    HAS(e, "scalar is I64, a float is wanted");
     CHECK(tf_read_i64(&f.tensor[0], i, &e) && i[2] == 255);
     CHECK(tf_count(&f.tensor[3]) == 0 && tf_read_f32(&f.tensor[3], x, &e));
     tensor_file_close(&f);
@@ -631,7 +632,10 @@ static bool parse_safetensors(const char *data, size_t size, err *e) {
     bool ok = safetensors_parse(&f, data, size, e);
     for (int i = 0; ok && i < f.n; i++) {
         float *x = malloc((size_t)tf_count(&f.tensor[i]) * sizeof *x + 1);
-        CHECK(tf_read_f32(&f.tensor[i], x, e));
+        int64_t *k = malloc((size_t)tf_count(&f.tensor[i]) * sizeof *k + 1);
+        const bool real = tf_read_f32(&f.tensor[i], x, NULL), whole = tf_read_i64(&f.tensor[i], k, NULL);
+        CHECK(!real || !whole);
+        free(k);
         free(x);
     }
     tensor_file_close(&f);
