@@ -58,7 +58,9 @@ void csv_quote(buf *out, const char *cell);                           /* quotes 
 
 /* ---- tensor files ----------------------------------------------------------------------------- */
 
-typedef enum { DT_F32, DT_F64, DT_F16, DT_BF16, DT_I64, DT_I32, DT_U8, DT_BOOL, DT_I16, DT_I8, DT_COUNT } tf_dtype;
+/* What stands behind DT_I8 is known by name and size only: it can be listed, not read. */
+typedef enum { DT_F32, DT_F64, DT_F16, DT_BF16, DT_I64, DT_I32, DT_U8, DT_BOOL, DT_I16, DT_I8,
+               DT_U16, DT_U32, DT_U64, DT_F8_E4M3, DT_F8_E5M2, DT_C64, DT_COUNT } tf_dtype;
 extern const char *const tf_dtype_names[DT_COUNT];      /* safetensors names: "F32" … */
 extern const int         tf_dtype_bytes[DT_COUNT];
 
@@ -87,7 +89,7 @@ const tf_tensor *tensor_file_find(const tensor_file *f, const char *name);
 const char      *tensor_file_meta(const tensor_file *f, const char *key);
 int64_t tf_count(const tf_tensor *t);
 bool tf_read_f32(const tf_tensor *t, float *out, err *e);   /* F32 F64 F16 BF16 only; strides resolved */
-bool tf_read_i64(const tf_tensor *t, int64_t *out, err *e); /* integer types only */
+bool tf_read_i64(const tf_tensor *t, int64_t *out, err *e); /* I64 I32 U8 BOOL I16 I8 only */
 
 typedef struct { const char *key, *value; } text_pair;
 /* safetensors, written whole or not at all; tensors contiguous; deterministic bytes; the header is

@@ -24,14 +24,15 @@ static bool read_meta(tensor_file *f, const json *meta, err *e) {
     return true;
 }
 
-/* The elements of an array as sizes; -1 if it is no such array or longer than max. */
+/* The elements of an array as sizes; -1 if it is no such array or longer than max, -2 if one of them is
+ * beyond every file. */
 static int read_sizes(const json *array, int64_t *out, int max) {
     if (!array || array->type != JSON_ARRAY || array->count > max) return -1;
     int n = 0;
     for (const json *m = array->child; m; m = m->next) {
-        if (m->type != JSON_NUMBER || m->number < 0 || m->number != floor(m->number)
-            || m->number > 9007199254740992.0)
+        if (m->type != JSON_NUMBER || m->number < 0 || m->number != floor(m->number))
             return -1;
+        if (m->number > 9007199254740992.0) return -2;
         out[n++] = (int64_t)m->number;
     }
     return n;
@@ -60,9 +61,11 @@ static bool read_tensor(tensor_file *f, const json *j, const char *data, size_t 
                        d && d->type == JSON_STRING ? d->text : "(none)");
     }
     t.rank = read_sizes(json_get(j, "shape"), t.dim, TF_RANK);
-    if (t.rank < 0 || !tf_shape_count(t.dim, t.rank, t.dtype, &count))
+    if (t.rank == -1)
         return err_set(e, ERR_DATA, "tensor %.200s: shape is not a list of at most 8 sizes",
                        j->key);
+    if (t.rank < 0 || !tf_shape_count(t.dim, t.rank, t.dtype, &count))
+        return err_set(e, ERR_DATA, "tensor %.200s: its shape is too big for any file", j->key);
     if (read_sizes(json_get(j, "data_offsets"), at, 2) != 2 || at[0] > at[1]
         || (uint64_t)at[1] > size)
         return err_set(e, ERR_DATA, "tensor %.200s: data_offsets do not lie within %zu bytes"

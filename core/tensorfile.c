@@ -14,10 +14,14 @@
 const char *const tf_dtype_names[DT_COUNT] = {
     [DT_F32] = "F32", [DT_F64] = "F64", [DT_F16] = "F16", [DT_BF16] = "BF16", [DT_I64] = "I64",
     [DT_I32] = "I32", [DT_U8] = "U8", [DT_BOOL] = "BOOL", [DT_I16] = "I16", [DT_I8] = "I8",
+    [DT_U16] = "U16", [DT_U32] = "U32", [DT_U64] = "U64",
+    [DT_F8_E4M3] = "F8_E4M3", [DT_F8_E5M2] = "F8_E5M2", [DT_C64] = "C64",
 };
 const int tf_dtype_bytes[DT_COUNT] = {
     [DT_F32] = 4, [DT_F64] = 8, [DT_F16] = 2, [DT_BF16] = 2, [DT_I64] = 8,
     [DT_I32] = 4, [DT_U8] = 1, [DT_BOOL] = 1, [DT_I16] = 2, [DT_I8] = 1,
+    [DT_U16] = 2, [DT_U32] = 4, [DT_U64] = 8,
+    [DT_F8_E4M3] = 1, [DT_F8_E5M2] = 1, [DT_C64] = 8,
 };
 
 uint64_t le_u64(const char *p) { uint64_t v; memcpy(&v, p, sizeof v); return v; }
@@ -208,7 +212,7 @@ static void run_to_f32(tf_dtype dtype, const char *p, int64_t n, int64_t step, v
     case DT_F64:  EACH(double, (float)v); break;
     case DT_F16:  EACH(uint16_t, f32_from_f16(v)); break;
     case DT_BF16: EACH(uint16_t, f32_from_bits((uint32_t)v << 16)); break;
-    case DT_I64: case DT_I32: case DT_U8: case DT_BOOL: case DT_I16: case DT_I8: case DT_COUNT: break;
+    default: break;
     }
 }
 
@@ -221,7 +225,7 @@ static void run_to_i64(tf_dtype dtype, const char *p, int64_t n, int64_t step, v
     case DT_I8:   EACH(int8_t, v); break;
     case DT_U8:   EACH(uint8_t, v); break;
     case DT_BOOL: EACH(uint8_t, v != 0); break;
-    case DT_F32: case DT_F64: case DT_F16: case DT_BF16: case DT_COUNT: break;
+    default: break;
     }
 }
 
@@ -253,20 +257,23 @@ static bool is_float(const tf_tensor *t) {
     return t->dtype == DT_F32 || t->dtype == DT_F64 || t->dtype == DT_F16 || t->dtype == DT_BF16;
 }
 
+static bool is_integer(const tf_tensor *t) { return t->dtype >= DT_I64 && t->dtype <= DT_I8; }
+
 static const char *dtype_name(const tf_tensor *t) {
     return (unsigned)t->dtype < DT_COUNT ? tf_dtype_names[t->dtype] : "of an unknown type";
 }
 
 bool tf_read_f32(const tf_tensor *t, float *out, err *e) {
     if (!is_float(t))
-        return err_set(e, ERR_DATA, "%s is %s, a float is wanted", t->name, dtype_name(t));
+        return err_set(e, ERR_DATA, "%s is %s, a float%s is wanted", t->name, dtype_name(t),
+                       t->dtype == DT_F8_E4M3 || t->dtype == DT_F8_E5M2 ? " of 16 bits or more" : "");
     each_run(t, (char *)out, sizeof *out, run_to_f32);
     return true;
 }
 
 bool tf_read_i64(const tf_tensor *t, int64_t *out, err *e) {
-    if ((unsigned)t->dtype >= DT_COUNT || is_float(t))
-        return err_set(e, ERR_DATA, "%s is %s, an integer is wanted", t->name, dtype_name(t));
+    if (!is_integer(t))
+        return err_set(e, ERR_DATA, "%s is %s, a signed integer or a byte is wanted", t->name, dtype_name(t));
     each_run(t, (char *)out, sizeof *out, run_to_i64);
     return true;
 }

@@ -87,6 +87,10 @@ check "which is that in the whole split" [ "$(tail -n 1 some.csv | cut -d, -f1)"
 (head -c -4 m; printf '\377\377\377\177') > nan;     refuses 76 'nan: shapes/val:0: the output' eval --model nan --data $data
 
 # ---- tensors
+tensor u32 counts U32 4 16
+works inspect u32
+check "a type that nothing is made of is listed" prints '^counts *U32 *4$'
+refuses 65 '1 extra (counts)' import --weights u32 --arch resnet20 --out no
 tensor x3 x F32 3,8,8 768;     refuses 65 'x has 3 dimensions' run m --input x3 --output y
 tensor xi x I64 1,3,8,8 1536;  refuses 65 'x is I64' run m --input xi --output y
 tensor xc x F32 1,1,8,8 256;   refuses 78 '1x8x8 (C,H,W)' run m --input xc --output y

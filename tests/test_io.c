@@ -550,9 +550,10 @@ static void safetensors_headers_are_checked_strictly(void) {
         { "{\"a\":" T("F32", "1", "[0,4]") "}", 4, "shape" },
         { "{\"a\":" T("F32", "[-1]", "[0,4]") "}", 4, "shape" },
         { "{\"a\":" T("F32", "[1.5]", "[0,4]") "}", 4, "shape" },
-        { "{\"a\":" T("F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "shape" },
-        { "{\"a\":" T("F32", "[4294967296,4294967296]", "[0,4]") "}", 4, "shape" },
-        { "{\"a\":" T("F32", "[1e300]", "[0,4]") "}", 4, "shape" },
+        { "{\"a\":" T("F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "shape is not a list of at most 8 sizes" },
+        { "{\"a\":" T("F32", "[4294967296,4294967296]", "[0,4]") "}", 4, "shape is too big" },
+        { "{\"a\":" T("F32", "[1e300]", "[0,4]") "}", 4, "shape is too big" },
+        { "{\"a\":" T("F32", "[0,1e300]", "[0,0]") "}", 0, "shape is too big" },
         { "{\"a\":" T("F32", "[1]", "[0,4,8]") "}", 8, "data_offsets" },
         { "{\"a\":" T("F32", "[1]", "[4,0]") "}", 4, "data_offsets" },
         { "{\"a\":" T("F32", "[2]", "[0,8]") "}", 4, "data_offsets" },
@@ -595,6 +596,40 @@ static void a_header_of_any_length_is_that_of_a_safetensors_file(void) {
         buf_printf(&b, "%-*s1234", (int)len, "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}");
         CHECK_OK(tensor_file_open(&f, temp_with("padded", b.data, b.len), &e), e);
         CHECK(f.n == 1);
+        tensor_file_close(&f);
+        buf_free(&b);
+    }
+}
+
+static void every_type_of_safetensors_is_listed_and_read_as_what_it_is(void) {
+    static const struct { const char *name; size_t bytes; bool real, whole; } row[] = {
+        { "F64", 8, true, false }, { "F32", 4, true, false }, { "F16", 2, true, false }, { "BF16", 2, true, false },
+        { "I64", 8, false, true }, { "I32", 4, false, true }, { "I16", 2, false, true }, { "I8", 1, false, true },
+        { "U8", 1, false, true }, { "BOOL", 1, false, true }, { "U16", 2, false, false }, { "U32", 4, false, false },
+        { "U64", 8, false, false }, { "C64", 8, false, false },
+        { "F8_E4M3", 1, false, false }, { "F8_E5M2", 1, false, false },
+    };
+    CHECK(sizeof row / sizeof *row == DT_COUNT);
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        buf b = {0};
+        err e = {0};
+        tensor_file f;
+        float x[2];
+        int64_t k[2];
+        uint64_t len = 100;
+        char header[101];
+        snprintf(header, sizeof header, "{\"w\":{\"dtype\":\"%s\",\"shape\":[2],\"data_offsets\":[0,%zu]}}",
+                 row[i].name, 2 * row[i].bytes);
+        buf_put(&b, &len, 8);
+        buf_printf(&b, "%-100s", header);
+        buf_put(&b, (char[16]){ 0 }, 2 * row[i].bytes);
+        CHECK_OK(safetensors_parse(&f, b.data, b.len, &e), e);
+        if (f.n == 1) {
+            CHECK_TEXT(tf_dtype_names[f.tensor->dtype], row[i].name);
+            CHECK(tf_read_f32(f.tensor, x, &e) == row[i].real && (row[i].real || e.code == ERR_DATA));
+            if (!row[i].real) HAS(e, row[i].name);
+            CHECK(tf_read_i64(f.tensor, k, &e) == row[i].whole);
+        }
         tensor_file_close(&f);
         buf_free(&b);
     }
@@ -855,6 +890,7 @@ int main(void) {
     RUN(strided_tensors_are_gathered_row_by_row);
     RUN(safetensors_headers_are_checked_strictly);
     RUN(a_header_of_any_length_is_that_of_a_safetensors_file);
+    RUN(every_type_of_safetensors_is_listed_and_read_as_what_it_is);
     RUN(safetensors_writer_refuses_what_cannot_be_read);
     RUN(damaged_safetensors_never_crash);
     RUN(failed_allocations_are_reported);
