@@ -7,6 +7,8 @@
 
 #define IDX_LIMIT ((size_t)1 << 30)
 
+enum { CLASSES = 10 };
+
 static uint32_t be32(const char *text) {
     const uint8_t *p = (const uint8_t *)text;
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
@@ -43,32 +45,21 @@ static bool idx_read(const char *path, int rank, uint32_t *dim, buf *out, err *e
     return true;
 }
 
-/* The class count is that of both splits, so that train and val agree. */
-static bool max_label(const char *dir, const char *split, int *max, err *e) {
-    char path[4096];
-    buf b = { 0 };
-    uint32_t dim[1];
-    if (!idx_path(path, dir, split, "labels-idx1")) return true;
-    bool ok = idx_read(path, 1, dim, &b, e);
-    for (size_t i = 8; ok && i < b.len; i++)
-        if ((uint8_t)b.data[i] > *max) *max = (uint8_t)b.data[i];
-    buf_free(&b);
-    return ok;
-}
-
-static bool read_split(data_set *s, const char *dir, const char *images, const char *labels,
-                       err *e) {
+static bool read_split(data_set *s, const char *images, const char *labels, err *e) {
     bool ok = false;
     buf x = { 0 }, y = { 0 };
-    uint32_t xd[3], yd[1];
-    int max = 9;
+    uint32_t xd[3] = { 0 }, yd[1] = { 0 };
     if (!idx_read(images, 3, xd, &x, e) || !idx_read(labels, 1, yd, &y, e)) goto done;
     if (xd[0] != yd[0]) {
         err_set(e, ERR_DATA, "%s: %u images, but %u labels in %s", images, xd[0], yd[0], labels);
         goto done;
     }
-    if (!max_label(dir, "train", &max, e) || !max_label(dir, "t10k", &max, e)) goto done;
-    if (!set_alloc(s, xd[0], max + 1, e) || !set_number_classes(s, e)) goto done;
+    for (size_t i = 8; i < y.len; i++)
+        if ((uint8_t)y.data[i] >= CLASSES) {
+            err_set(e, ERR_DATA, "%s: image %zu has label %d, wanted 0 to 9", labels, i - 8, (uint8_t)y.data[i]);
+            goto done;
+        }
+    if (!set_alloc(s, xd[0], CLASSES, e) || !set_number_classes(s, e)) goto done;
     s->h = (int)xd[1], s->w = (int)xd[2], s->c = 1;
     if (!(s->pixel = mem_new(x.len - 16, 1, e))) goto done;
     memcpy(s->pixel, x.data + 16, x.len - 16);
@@ -98,5 +89,5 @@ source_answer mnist_open(data_set *s, const char *spec, const char *split, err *
                 have_images ? "labels-idx1" : "images-idx3");
         return SOURCE_FAILED;
     }
-    return read_split(s, spec, images, labels, e) ? SOURCE_OPENED : SOURCE_FAILED;
+    return read_split(s, images, labels, e) ? SOURCE_OPENED : SOURCE_FAILED;
 }

@@ -180,6 +180,9 @@ static void a_wrong_idx_file_is_refused(void) {
     put_idx("t10k-labels-idx1-ubyte", false, 3, (int[]){ 2 }, 1, 2);
     refuse(dir, "val", ERR_DATA, "00000803");
     put_idx("t10k-labels-idx1-ubyte", false, 1, (int[]){ 2 }, 1, 2);
+    put_file("t10k-labels-idx1-ubyte", "\0\0\x08\x01\0\0\0\x02\x09\x0a", 10);
+    refuse(dir, "val", ERR_DATA, "/t10k-labels-idx1-ubyte: image 1 has label 10, wanted 0 to 9");
+    put_idx("t10k-labels-idx1-ubyte", false, 1, (int[]){ 2 }, 1, 2);
     put_idx("t10k-images-idx3-ubyte", false, 3, (int[]){ 2, 3, 0 }, 3, 0);
     refuse(dir, "val", ERR_DATA, "0 pixels");
     put_file("t10k-images-idx3-ubyte", "\0\0\x08\x03\xff\xff\xff\xff\0\0\x40\0\0\0\x40\0", 16);
