@@ -114,7 +114,7 @@ source_answer cifar_open(data_set *s, const char *spec, const char *split, err *
             (data_prep){ SIDE, SIDE, 3, 0, { 0.485f, 0.456f, 0.406f }, { 0.229f, 0.224f, 0.225f } };
     } else if (other > 0) {
         err_set(e, ERR_NOINPUT, "%s/%s: no such file", spec, val ? prefix[1] : "data_batch_1.bin");
-        answer = SOURCE_FAILED;
+        answer = SOURCE_ABSENT;
     }
     while (n) mem_free(name[--n]);
     return answer;

@@ -42,7 +42,8 @@ static bool open_splits(const data_cli *o, const char *from, uint64_t seed, spli
                         err *e) {
     static const char *const name[2] = { "train", "val" };
     data_options how = { .limit = o->limit, .fail_on_bad = !strcmp(o->bad, "fail"), .seed = seed };
-    bool both = !strcmp(o->split, "both");
+    bool both = !strcmp(o->split, "both"), absent = false;
+    how.absent = &absent;
     *n = 0;
     if (!data_size_parse(&how, o->size, e)) return false;
     for (int i = 0; i < 2; i++) {
@@ -50,7 +51,7 @@ static bool open_splits(const data_cli *o, const char *from, uint64_t seed, spli
         err mine = { 0 };
         data_set *s = data_open(from, name[i], &how, &mine);
         if (s) out[(*n)++] = (split){ name[i], s };
-        else if (!both || mine.code != ERR_NOINPUT || (i == 1 && *n == 0))
+        else if (!both || !absent)
             return err_set(e, mine.code, "%s", mine.msg);
     }
     return true;

@@ -42,6 +42,7 @@ typedef struct {
     bool fail_on_bad;            /* --on-bad-image fail; default: listed and skipped */
     uint64_t seed;
     bool forget;                 /* do not keep decoded images in memory */
+    bool *absent;                /* set to: the set is there, the split is not; NULL: nobody asks */
     int h, w;                    /* --size: side of the images a network gets; 0: the source's own */
 } data_options;
 /* "96" or "96,128" (height, width) into h and w; NULL: not asked for. */

@@ -1,6 +1,7 @@
 /* Class folders: DIR/train/<class>/image.jpg, DIR/val/<class>/…. Classes are the sorted folder
  * names of train/ (of val/ when there is no train/); only files named as JPEG or PNG are images. */
 #include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -46,7 +47,7 @@ static bool list(const char *dir, bool folders, names *out, err *e) {
     bool ok = true;
     char path[4096];
     DIR *d = opendir(dir);
-    if (!d) return err_set(e, ERR_NOINPUT, "%s: no such folder, or it may not be read", dir);
+    if (!d) return err_set(e, ERR_IO, "cannot open %s: %s", dir, strerror(errno));
     for (struct dirent *f; ok && (f = readdir(d));) {
         if (f->d_name[0] == '.' || (!folders && !is_image_name(f->d_name))) continue;
         ok = set_join(path, dir, f->d_name, e);
@@ -138,10 +139,13 @@ source_answer folder_open(data_set *s, const char *spec, const char *split, err 
     char val[4096];
     if (!set_join(val, spec, "val", e)) return SOURCE_FAILED;
     if (!file_is_dir(train) && !file_is_dir(val)) return SOURCE_NOT_MINE;
+    if (!file_exists(dir)) {
+        err_set(e, ERR_NOINPUT, "%s: no such folder", dir);
+        return SOURCE_ABSENT;
+    }
     names classes = { 0 };
-    bool ok = file_is_dir(dir) || err_set(e, ERR_NOINPUT, "%s: no such folder", dir);
     const char *named = file_is_dir(train) ? train : val;
-    ok = ok && list(named, true, &classes, e);
+    bool ok = list(named, true, &classes, e);
     if (ok && !classes.n) ok = err_set(e, ERR_DATA, "%s: no class folders", named);
     ok = ok && fill(s, dir, &classes, e);
     names_free(&classes);

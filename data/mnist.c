@@ -87,7 +87,7 @@ source_answer mnist_open(data_set *s, const char *spec, const char *split, err *
     if (!have_images || !have_labels) {
         err_set(e, ERR_NOINPUT, "%s/%s-%s-ubyte.gz: no such file", spec, mine,
                 have_images ? "labels-idx1" : "images-idx3");
-        return SOURCE_FAILED;
+        return have_images || have_labels ? SOURCE_FAILED : SOURCE_ABSENT;
     }
     return read_split(s, images, labels, e) ? SOURCE_OPENED : SOURCE_FAILED;
 }

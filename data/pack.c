@@ -347,7 +347,7 @@ source_answer pack_open(data_set *s, const char *spec, const char *split, err *e
     if (!any) return SOURCE_NOT_MINE;
     if (!mine) {
         err_set(e, ERR_NOINPUT, "%s: the pack has no split %s", spec, split);
-        return SOURCE_FAILED;
+        return SOURCE_ABSENT;
     }
     return fill(s, spec, split, e) ? SOURCE_OPENED : SOURCE_FAILED;
 }

@@ -66,8 +66,9 @@ struct data_set {
     bool fail_on_bad, sized;
 };
 
-/* Each source says whether the spec is its own; false without an error means "not mine". */
-typedef enum { SOURCE_NOT_MINE, SOURCE_OPENED, SOURCE_FAILED } source_answer;
+/* Each source says whether the spec is its own. ABSENT: it is, but has no such split; as with FAILED, e says
+ * what is missing. */
+typedef enum { SOURCE_NOT_MINE, SOURCE_OPENED, SOURCE_ABSENT, SOURCE_FAILED } source_answer;
 typedef source_answer source_open(data_set *s, const char *spec, const char *split, err *e);
 source_open folder_open, cifar_open, mnist_open, shapes_open, pack_open;
 

@@ -127,6 +127,7 @@ data_set *data_open(const char *spec, const char *split, const data_options *o, 
     source_answer answer = SOURCE_NOT_MINE;
     for (size_t i = 0; i < sizeof sources / sizeof *sources && answer == SOURCE_NOT_MINE; i++)
         answer = sources[i](s, spec, split, e);
+    if (o && o->absent) *o->absent = answer == SOURCE_ABSENT;
     if (answer == SOURCE_NOT_MINE) {
         if (builtin) err_set(e, ERR_USAGE, "%s: the built-in set is builtin:shapes", spec);
         else

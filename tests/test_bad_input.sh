@@ -200,6 +200,11 @@ refuses 64 'the search space has' importance --model m --data $data --out parts 
 works importance --model mobilenetv2 --width 0.1 --classes 10 --input 3,8,8 --data $data --limit 40 --size 8 --method bn --to 1 --train-images 20 --score-images 10 --batch 10 --out parts --quiet
 check "a builder's shape and a part of the images" test -s parts/importance0.csv
 
+mkdir closed; cp -r folders/train closed/train; cp -r folders/val closed/val; chmod 0 closed/val
+if [ "$(id -u)" = 0 ]; then rm -r closed/val; touch closed/val; fi         # whom no mode keeps out
+refuses 74 'cannot open closed/val: ' data verify --data closed --quiet --json
+chmod 755 closed/val
+
 # ---- MNIST and CIFAR
 mkdir idx cifar
 { u32 2051; u32 20; u32 28; u32 28; zeros 15680; } > idx/t10k-images-idx3-ubyte

@@ -1,4 +1,5 @@
 /* Sets: what is read, what is refused, subsets, and what a network is shown of an image. */
+#include <sys/resource.h>
 #include <zlib.h>
 
 #include "tests/data_files.h"
@@ -239,6 +240,32 @@ static void class_folders_that_do_not_fit_are_refused(void) {
     remove_dir();
 }
 
+static void a_split_that_is_not_there_is_told_from_one_that_cannot_be_opened(void) {
+    err e = { 0 };
+    bool absent = false;
+    const data_options o = { .absent = &absent };
+    make_dir();
+    put_png("train/a/v.png", 8, 8, 50);
+    CHECK(!data_open(dir, "val", &o, &e) && e.code == ERR_NOINPUT && absent);
+    put_png("val/a/v.png", 8, 8, 50);
+    struct rlimit had, none;                             /* what may not be read, also for root */
+    getrlimit(RLIMIT_NOFILE, &had);
+    none = had, none.rlim_cur = 0;
+    setrlimit(RLIMIT_NOFILE, &none);
+    data_set *s = data_open(dir, "val", &o, &e);
+    setrlimit(RLIMIT_NOFILE, &had);
+    CHECK(!s && e.code == ERR_IO && !absent && strstr(e.msg, "cannot open ") && strstr(e.msg, "/train: "));
+    data_free(s);
+    remove_dir();
+    make_dir();
+    put_idx("train-labels-idx1-ubyte", false, 1, (int[]){ 1 }, 1, 1);
+    put_idx("train-images-idx3-ubyte", false, 3, (int[]){ 1, 3, 3 }, 3, 9);
+    CHECK(!data_open(dir, "val", &o, &e) && e.code == ERR_NOINPUT && absent);
+    put_idx("t10k-images-idx3-ubyte", false, 3, (int[]){ 1, 3, 3 }, 3, 9);
+    CHECK(!data_open(dir, "val", &o, &e) && e.code == ERR_NOINPUT && !absent);       /* half of it is */
+    remove_dir();
+}
+
 static void the_limit_is_balanced_and_keeps_the_order(void) {
     data_set *s = open_ok("builtin:shapes,classes=5,train=100", "train", 23);
     if (!s) return;
@@ -471,6 +498,7 @@ int main(void) {
     RUN(a_wrong_idx_file_is_refused);
     RUN(class_folders_are_labelled_by_their_sorted_names);
     RUN(class_folders_that_do_not_fit_are_refused);
+    RUN(a_split_that_is_not_there_is_told_from_one_that_cannot_be_opened);
     RUN(the_limit_is_balanced_and_keeps_the_order);
     RUN(shapes_are_a_function_of_seed_split_and_number);
     RUN(shapes_of_any_size_and_class_are_drawn);
