@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 #include "data/parts.h"
 
@@ -42,6 +43,13 @@ static bool is_image_name(const char *name) {
     return false;
 }
 
+/* A pipe or a device has no end. A link that leads nowhere is an image that cannot be decoded. */
+static bool is_wanted(const char *path, bool folders) {
+    struct stat st;
+    if (stat(path, &st)) return !folders;
+    return folders ? S_ISDIR(st.st_mode) : S_ISREG(st.st_mode);
+}
+
 /* Sorted entries of dir, hidden ones left out: folders, or files with an image's name. */
 static bool list(const char *dir, bool folders, names *out, err *e) {
     bool ok = true;
@@ -51,7 +59,7 @@ static bool list(const char *dir, bool folders, names *out, err *e) {
     for (struct dirent *f; ok && (f = readdir(d));) {
         if (f->d_name[0] == '.' || (!folders && !is_image_name(f->d_name))) continue;
         ok = set_join(path, dir, f->d_name, e);
-        if (ok && file_is_dir(path) == folders) ok = names_add(out, f->d_name, e);
+        if (ok && is_wanted(path, folders)) ok = names_add(out, f->d_name, e);
     }
     closedir(d);
     if (out->n) qsort(out->name, (size_t)out->n, sizeof *out->name, by_name);

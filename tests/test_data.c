@@ -1,5 +1,6 @@
 /* Sets: what is read, what is refused, subsets, and what a network is shown of an image. */
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include "tests/data_files.h"
@@ -237,6 +238,20 @@ static void class_folders_that_do_not_fit_are_refused(void) {
     make_dir();
     put_png("train/a/v.png", 8, 8, 50);
     refuse(dir, "val", ERR_NOINPUT, "/val");
+    remove_dir();
+}
+
+static void images_are_regular_files_and_links_to_them(void) {
+    make_dir();
+    put_folders();
+    CHECK(!symlink("../cat/b.PNG", in_dir("train/ant/link.png")) && !mkfifo(in_dir("train/ant/pipe.png"), 0600));
+    CHECK(!symlink("/dev/zero", in_dir("train/ant/device.png")) && !mkdir(in_dir("train/ant/folder.png"), 0700));
+    data_set *s = open_ok(dir, "train", 0);
+    if (s) {
+        CHECK(data_count(s) == 5);
+        CHECK_TEXT(data_name(s, 0), "ant/link.png");
+    }
+    data_free(s);
     remove_dir();
 }
 
@@ -498,6 +513,7 @@ int main(void) {
     RUN(a_wrong_idx_file_is_refused);
     RUN(class_folders_are_labelled_by_their_sorted_names);
     RUN(class_folders_that_do_not_fit_are_refused);
+    RUN(images_are_regular_files_and_links_to_them);
     RUN(a_split_that_is_not_there_is_told_from_one_that_cannot_be_opened);
     RUN(the_limit_is_balanced_and_keeps_the_order);
     RUN(shapes_are_a_function_of_seed_split_and_number);
