@@ -231,8 +231,9 @@ bool file_may_write(const char *path, err *e) {
     if (!name) return false;
     int n = folder_length(path);
     name[n] = '\0';
-    bool ok = !access(n ? name : ".", W_OK | X_OK) || !access(path, W_OK)
-           || err_set(e, ERR_IO, "cannot write %s: %s", path, strerror(errno));
+    bool ok = !access(n ? name : ".", W_OK | X_OK);
+    int cause = errno;                        /* why nothing may be made there, if it comes to that */
+    ok = ok || !access(path, W_OK) || err_set(e, ERR_IO, "cannot write %s: %s", path, strerror(cause));
     mem_free(name);
     return ok;
 }

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static int files_in_folder(void) {
@@ -260,6 +261,21 @@ static void held_room_has_no_name_and_is_refused_when_there_is_none(void) {
     setrlimit(RLIMIT_FSIZE, &keep);
     CHECK(!held && fd == -1 && e.code == ERR_IO && strstr(e.msg, "later: no room for 5000 bytes"));
     CHECK(files_in_folder() == before);
+}
+
+static void a_folder_that_may_not_be_written_is_the_cause(void) {
+    fflush(stdout);
+    pid_t pid = fork();
+    if (!pid) {                               /* root may write anywhere */
+        err e = {0};
+        if (!getuid() && setuid(65534)) _exit(2);
+        bool may = file_may_write("/layermerge-is-not-there", &e);
+        _exit(may || e.code != ERR_IO || strstr(e.msg, "No such file"));
+    }
+    int status = -1;
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status));
+    if (WEXITSTATUS(status) == 2) SKIP("root cannot become another user");
+    CHECK(WEXITSTATUS(status) == 0);
 }
 
 static void a_full_disk_is_an_io_error(void) {
@@ -712,6 +728,7 @@ int main(void) {
     RUN(a_file_that_cannot_be_mapped_is_copied);
     RUN(a_write_that_fails_leaves_the_old_file);
     RUN(held_room_has_no_name_and_is_refused_when_there_is_none);
+    RUN(a_folder_that_may_not_be_written_is_the_cause);
     RUN(a_full_disk_is_an_io_error);
     RUN(writing_keeps_links_and_permissions);
     RUN(lines_are_appended);
