@@ -83,9 +83,11 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
         return err_set(e, ERR_USAGE, "export wants one model: a builder or a file");
     if (!o->onnx && !o->safetensors)
         return err_set(e, ERR_USAGE, "export wants --onnx FILE, --safetensors FILE or both");
-    if (o->onnx && o->safetensors && !strcmp(o->onnx, o->safetensors))
-        return err_set(e, ERR_USAGE, "--onnx and --safetensors are to be different files");
-    const char *model = o->model ? o->model : word[0];
+    const char *model = o->model ? o->model : word[0], *file = nn_model_find(model) ? NULL : model;
+    if (!file_differ("--onnx", o->onnx, "--safetensors", o->safetensors, e) ||
+        !file_differ("--onnx", o->onnx, "the model", file, e) ||
+        !file_differ("--safetensors", o->safetensors, "the model", file, e))
+        return false;
     nn_build b = { .classes = (int)o->classes, .width = o->width };
     nn_graph *g = nn_build_input(&b, o->input, e) ? nn_model_open(model, &b, (uint64_t)c->seed, e) : NULL;
     bool ok = g && (!o->onnx || file_may_write(o->onnx, e)) &&

@@ -56,7 +56,7 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     const char *slash = strrchr(o->weights, '/');
     char sum[65];
     nn_meta meta[] = { { "source", slash ? slash + 1 : o->weights }, { "source_sha256", sum } };
-    nn_graph *g = build(o, e);
+    nn_graph *g = file_differ("--out", o->out, "--weights", o->weights, e) ? build(o, e) : NULL;
     bool ok = g && nn_import(g, o->weights, e) && file_sha256(o->weights, sum, e) &&
               nn_model_save(g, o->out, meta, CLI_COUNT(meta), e);
     if (ok)

@@ -94,8 +94,12 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     const run_options *o = opt;
     if (n_word + !!o->model != 1)
         return err_set(e, ERR_USAGE, "run wants one model: a builder or a file");
+    const char *model = o->model ? o->model : word[0], *file = nn_model_find(model) ? NULL : model;
+    if (!file_differ("--output", o->output, "--input", o->input, e) ||
+        !file_differ("--output", o->output, "the model", file, e))
+        return false;
     const nn_build b = { .classes = (int)o->classes, .width = o->width };
-    nn_graph *g = nn_model_open(o->model ? o->model : word[0], &b, (uint64_t)c->seed, e);
+    nn_graph *g = nn_model_open(model, &b, (uint64_t)c->seed, e);
     if (!g)
         return false;
     int64_t n = 0;

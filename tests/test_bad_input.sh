@@ -100,6 +100,22 @@ tensor x x F32 1,3,8,8 768;    refuses 64 'batch' run m --input x --output y --b
 refuses 74 'no-folder/y' run m --input x --output no-folder/y
 check "nothing was written" [ ! -e y ]
 
+# ---- what is read is not written over
+ln -s m link; mkdir twice; before=$(sha256sum m x)
+for out in m ./m link "$dir/m"; do
+    refuses 64 "--predictions $out and --model m are to be different files" eval --model m --data $data --predictions $out
+    refuses 64 "--onnx $out and the model m are" export m --onnx $out
+    refuses 64 "--safetensors $out and the model m are" export --model m --onnx no --safetensors $out
+    refuses 64 "--output $out and the model m are" run m --input x --output $out
+    refuses 64 "--out $out and --weights m are" import --weights m --arch resnet20 --out $out
+done
+refuses 64 '--output ./x and --input x are' run m --input x --output ./x
+refuses 64 '--onnx twice/a and --safetensors ./twice/a are' export m --onnx twice/a --safetensors ./twice/a
+check "nothing was written" [ "$before" = "$(sha256sum m x)" -a ! -e no -a -z "$(ls twice)" ]
+works export resnet20 --safetensors resnet20                   # a builder is no file
+works train --model m --data $data --epochs 0 --batch 16 --out m --quiet
+rm link resnet20
+
 # ---- builders
 tensor x32 x F32 1,3,32,32 12288
 works run resnet20 --classes 7 --input x32 --output y

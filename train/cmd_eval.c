@@ -80,7 +80,9 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     const eval_options *o = opt;
     data_options d = { .limit = o->limit, .fail_on_bad = o->bad[0] == 'f', .seed = (uint64_t)c->seed };
     nn_build b = { .classes = (int)o->classes, .width = o->width };
+    const char *file = nn_model_find(o->model) ? NULL : o->model;
     bool may = nn_build_input(&b, o->input, e) && data_size_parse(&d, o->size, e)
+            && file_differ("--predictions", o->predictions, "--model", file, e)
             && (!o->predictions || file_may_write(o->predictions, e));
     data_set *s = may ? data_open(o->data, o->split, &d, e) : NULL;
     bool named = s && (!o->map || train_relabel(s, o->map, e));
