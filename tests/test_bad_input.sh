@@ -73,7 +73,7 @@ refuses 65 'int32: conv1.weight is I32, a float is wanted' import --weights int3
 refuses 66 'no such model' eval --model nothing --data $data
 refuses 66 'is a folder' inspect .
 refuses 65 'neither safetensors' inspect /dev/null
-refuses 78 '10 classes, the data has 5' eval --model m --data $data,classes=5
+refuses 78 'm: resnet20 has 10 classes, the data has 5' eval --model m --data $data,classes=5
 printf '\200\002cos\nsystem\nU\004true\205R.' > evil;  refuses 65 'os.system is not allowed' import --weights evil --arch resnet20 --out no
 printf '\200\002' > p; zeros 100000 | tr '\0' ']' >> p; refuses 65 'p: ' import --weights p --arch resnet20 --out no
 printf 'PK\003\004' > zip;                             refuses 65 'zip' import --weights zip --arch resnet20 --out no
@@ -148,7 +148,8 @@ works inspect sized
 check "the size asked for is the size of the input" grep -q 'size=24,24,3 resize=27' sized
 for size in '64,64,3 resize=72' '16,16,3 resize=27'; do      # an image that is not the network's input
     sed "s/size=24,24,3 resize=27/size=$size/" sized > lying
-    refuses 78 'preprocessing gives images' predict --model lying folders/val/*/*.png
+    refuses 78 'lying: preprocessing gives images' eval --model lying --data folders
+    refuses 78 'lying: preprocessing gives images' predict --model lying folders/val/*/*.png
 done
 works predict --model mobilenetv2 --width 0.5 --classes 3 --input 3,32,32 folders/val/*/*.png
 check "a builder tells as many classes as asked for" [ "$(grep -c % out)" = $((3 * $(made folders/val))) ]
@@ -220,6 +221,9 @@ mkdir closed; cp -r folders/train closed/train; cp -r folders/val closed/val; ch
 if [ "$(id -u)" = 0 ]; then rm -r closed/val; touch closed/val; fi         # whom no mode keeps out
 refuses 74 'cannot open closed/val: ' data verify --data closed --quiet --json
 chmod 755 closed/val
+
+sed 's/size=24,24,3 resize=27/size=24,24,x resize=27/' sized > broken
+refuses 65 'broken: preprocessing of resnet20: ' eval --model broken --data folders
 
 # ---- MNIST and CIFAR
 mkdir idx cifar

@@ -62,8 +62,11 @@ nn_graph *train_open_model(const char *name_or_file, const nn_build *b, const da
         if (!build.h) build.h = p.h, build.w = p.w, build.c = p.c;
     }
     nn_graph *g = nn_model_open(name_or_file, &build, seed, e);
-    if (!fresh) g = follow_size(g, s, e);
     if (!g) return NULL;
+    if (!fresh && !(g = follow_size(g, s, e))) {
+        err_note(e, "%s", name_or_file);
+        return NULL;
+    }
     const nn_node *in = nn_input(g, 0);
     if ((fresh || !g->prep[0]) && in) {
         data_prep p = prep_for(s, (int)in->dim[1], (int)in->dim[2], (int)in->dim[3]);
@@ -71,6 +74,7 @@ nn_graph *train_open_model(const char *name_or_file, const nn_build *b, const da
     }
     data_prep p;
     if (train_classes_match(g, s, e) && train_prep(g, s, &p, e)) return g;
+    if (!fresh) err_note(e, "%s", name_or_file);
     nn_graph_free(g);
     return NULL;
 }
