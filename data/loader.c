@@ -62,7 +62,7 @@ static bool look_good(const data_loader *l, int64_t position, int64_t *image, se
         if (mine.code == ERR_NOMEM || l->o.set->fail_on_bad)
             return err_set(e, mine.code, "%s", mine.msg);
     }
-    return err_set(e, ERR_DATA, "none of the %lld images can be decoded", (long long)l->o.n);
+    return err_set(e, ERR_DATA, "%s: none of the %lld images can be decoded", l->o.set->spec, (long long)l->o.n);
 }
 
 static bool make_images(data_loader *l, slot *s) {

@@ -184,8 +184,8 @@ bool data_pack(const data_set *s, const char *split, const char *dir, const pack
         if (ok && stop_requested()) ok = err_set(e, ERR_STOPPED, "stopped before all was packed");
         if (ok && o->tick) o->tick(o->ctx, k->from + n);
     }
-    if (ok && !k->packed) ok = err_set(e, ERR_DATA, "none of the %lld images can be decoded",
-                                       (long long)data_count(s));
+    if (ok && !k->packed) ok = err_set(e, ERR_DATA, "%s: none of the %lld images can be decoded",
+                                       s->spec, (long long)data_count(s));
     ok = ok && write_shard(k, true, e);
     *packed = k->packed;
     buf_free(&k->pixels);

@@ -45,6 +45,7 @@ typedef struct { int h, w, c; uint8_t x[]; } set_frame;     /* decoded pixels th
  * `produce` (made on request; kept afterwards while memo_left lasts), or `look` (lie in memory as they
  * are). */
 struct data_set {
+    char *spec;                  /* what it was opened as, for errors */
     int64_t n;
     int classes;
     char **class_name;           /* classes */

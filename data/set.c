@@ -124,7 +124,7 @@ data_set *data_open(const char *spec, const char *split, const data_options *o, 
     }
     data_set *s = mem_new(1, sizeof *s, e);
     if (!s) return NULL;
-    source_answer answer = SOURCE_NOT_MINE;
+    source_answer answer = (s->spec = mem_text(spec, e)) ? SOURCE_NOT_MINE : SOURCE_FAILED;
     for (size_t i = 0; i < sizeof sources / sizeof *sources && answer == SOURCE_NOT_MINE; i++)
         answer = sources[i](s, spec, split, e);
     if (o && o->absent) *o->absent = answer == SOURCE_ABSENT;
@@ -148,6 +148,7 @@ void data_free(data_set *s) {
     if (s->source_free) s->source_free(s->source);
     for (int64_t i = 0; s->memo && i < s->n_source; i++) mem_free(atomic_load(&s->memo[i]));
     for (int c = 0; s->class_name && c < s->classes; c++) mem_free(s->class_name[c]);
+    mem_free(s->spec);
     mem_free(s->memo);
     mem_free(s->memo_left);
     mem_free(s->class_name);

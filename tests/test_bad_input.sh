@@ -224,6 +224,9 @@ chmod 755 closed/val
 
 sed 's/size=24,24,3 resize=27/size=24,24,x resize=27/' sized > broken
 refuses 65 'broken: preprocessing of resnet20: ' eval --model broken --data folders
+for c in a b; do mkdir -p torn/train/$c; head -c 60 "$image" > torn/train/$c/1.png; done
+refuses 65 'torn: none of the 2 images can be decoded' data pack torn --out unpacked --quiet
+refuses 65 'torn: none of the 2 images can be decoded' eval --model sized --data torn --split train
 
 # ---- MNIST and CIFAR
 mkdir idx cifar
