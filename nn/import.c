@@ -1,7 +1,7 @@
 /* Published weights into a built graph. Files name their tensors as torchvision does (or akamaster,
  * for the CIFAR ResNets), which are our names, or as timm does, which a table rewrites. */
-#include "nn/nn.h"
 #include "core/io.h"
+#include "nn/op.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -127,14 +127,6 @@ static bool same_shape(const nn_param *p, const tf_tensor *t)
     return same_dims || as_conv;
 }
 
-static void print_dims(buf *out, int rank, const int64_t *dim)
-{
-    for (int i = 0; i < rank; i++)
-        buf_printf(out, "%s%lld", i ? "x" : "", (long long)dim[i]);
-    if (!rank)
-        buf_puts(out, "a scalar");
-}
-
 /* "3 missing (a, b, c)". */
 typedef struct { const char *what; int count; buf names; } complaint;
 
@@ -147,9 +139,9 @@ static void misshapen(complaint *c, const nn_param *p, const tf_tensor *t)
 {
     complain(c, p->name);
     buf_puts(&c->names, " is ");
-    print_dims(&c->names, t->rank, t->dim);
+    nn_dims_print(&c->names, t->rank, t->dim);
     buf_puts(&c->names, ", wants ");
-    print_dims(&c->names, p->rank, p->dim);
+    nn_dims_print(&c->names, p->rank, p->dim);
 }
 
 static bool is_paired(const nn_graph *g, const tf_tensor *const *found, const tf_tensor *t)

@@ -168,6 +168,9 @@ void nn_conv_backward(nn_step *s, const nn_run *r);
 /* What a norm of TRAIN has made of the batch's statistics. */
 conv_prologue nn_norm_prologue(const nn_step *norm);
 
+/* "64x3x7x7", for sentences. */
+void nn_dims_print(buf *out, int rank, const int64_t *dim);
+
 /* ---- plans ----------------------------------------------------------------------------------- */
 
 /* Memory that is alive from time first to time last. Time: -1 refresh, 0 … n-1 the steps, then

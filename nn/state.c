@@ -151,6 +151,26 @@ bool nn_weights_save(const nn_graph *g, const char *path, err *e)
     return ok;
 }
 
+void nn_dims_print(buf *out, int rank, const int64_t *dim)
+{
+    for (int i = 0; i < rank; i++)
+        buf_printf(out, "%s%lld", i ? "x" : "", (long long)dim[i]);
+    if (!rank)
+        buf_puts(out, "a scalar");
+}
+
+static bool misshapen(const nn_param *p, const tf_tensor *t, err *e)
+{
+    buf b = { 0 };
+    buf_puts(&b, "is ");
+    nn_dims_print(&b, t->rank, t->dim);
+    buf_puts(&b, ", wants ");
+    nn_dims_print(&b, p->rank, p->dim);
+    err_set(e, ERR_DATA, "tensor %s %s", p->name, b.failed ? "is of another shape" : b.data);
+    buf_free(&b);
+    return false;
+}
+
 static bool load_param(nn_param *p, const tensor_file *f, err *e)
 {
     const tf_tensor *t = tensor_file_find(f, p->name);
@@ -159,10 +179,7 @@ static bool load_param(nn_param *p, const tensor_file *f, err *e)
     bool same = t->rank == p->rank;
     for (int d = 0; same && d < p->rank; d++)
         same = t->dim[d] == p->dim[d];
-    if (!same)
-        return err_set(e, ERR_DATA, "tensor %s has %lld values in %d dimensions, not %lld in %d",
-                       p->name, (long long)tf_count(t), t->rank, (long long)nn_param_count(p), p->rank);
-    return tf_read_f32(t, p->x, e);
+    return same ? tf_read_f32(t, p->x, e) : misshapen(p, t, e);
 }
 
 static nn_graph *read_model(const tensor_file *f, err *e)
