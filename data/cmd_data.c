@@ -251,6 +251,8 @@ static bool begin(const data_cli *o, const char *word, const char *from, int64_t
                   int n, err *e) {
     bool packs = !strcmp(word, "pack");
     char path[4096];
+    if (file_same(from, o->out))
+        return err_set(e, ERR_USAGE, "--out %s is the set that is read; choose another folder", o->out);
     buf mine = { 0 };
     buf_printf(&mine, "data %s %s --split %s --limit %lld --seed %lld\n", word, from, o->split,
                (long long)o->limit, (long long)seed);
