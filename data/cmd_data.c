@@ -433,6 +433,8 @@ static bool words_ok(const data_cli *o, int n_word, char **word, const char **fr
     if ((o->data != NULL) == (n_word == 2))
         return err_set(e, ERR_USAGE, "data %s wants one set: --data DIR or the word after it",
                        word[0]);
+    if (o->resize && strcmp(word[0], "pack"))
+        return err_set(e, ERR_USAGE, "--resize is for data pack; data %s takes the images as they are", word[0]);
     *from = o->data ? o->data : word[1];
     return true;
 }

@@ -193,6 +193,7 @@ works eval --model named/model.safetensors --data packed --split train --json
 check "and all are evaluated" prints '"n":7'
 refuses 64 'not written over' data pack folders --out packed --quiet
 refuses 64 'one set' data pack --out other --quiet
+for word in make verify stats; do refuses 64 '--resize is for data pack' data $word folders --resize 8 --out other; done
 for out in folders ./folders/; do refuses 64 "--out $out is the set that is read" data pack folders --out $out --quiet; done
 check "and stays as it was" [ "$(ls folders | tr '\n' ' ')" = 'train val ' ]
 head -c 700 packed/train-00000.pack > torn; mv torn packed/train-00000.pack
