@@ -207,8 +207,11 @@ static bool run(const cli_common *c, const void *opt, int n_word, char **word, e
     const inspect_options *o = opt;
     if (n_word + !!o->model != 1)
         return err_set(e, ERR_USAGE, "inspect wants one model: a builder or a file");
+    const char *model = o->model ? o->model : word[0];
+    if (!file_differ("--segments", o->segments, "the model", nn_model_find(model) ? NULL : model, e))
+        return false;
     buf out = { 0 };
-    bool ok = inspect(c, o, o->model ? o->model : word[0], &out, e);
+    bool ok = inspect(c, o, model, &out, e);
     if (ok && out.failed)
         ok = err_set(e, ERR_NOMEM, "no memory for the listing");
     if (ok && fwrite(out.data, 1, out.len, stdout) != out.len)

@@ -325,6 +325,7 @@ for t in time imp; do sed '2d;4d' $t.csv > late_$t.csv; done
 solve 65 'late_time.csv: no path of segments' --time late_time.csv --importance late_imp.csv --budget 2
 
 # ---- solutions
+refuses 64 'different files' inspect m --segments ./m
 works inspect m --segments entries.csv --json
 { echo 'id,st,end,ker,str,is_dw,time,stdev'; tail -n +2 entries.csv | sed 's/,"[^"]*"$/,1,0/'; } > t20.csv
 { head -n 1 entries.csv | sed 's/$/,importance/'; tail -n +2 entries.csv | sed 's/$/,1/'; } > i20.csv
