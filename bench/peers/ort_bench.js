@@ -1,15 +1,10 @@
 // ort_bench.js NETWORK FILE.onnx SIDE CLASSES BATCH,… CORE,… SECONDS: ONNX Runtime, lines as bench_net
-// prints them. One thread per core, each pinned: this one, which computes too, and the library's.
+// prints them. A run computes on one of node's own workers, whichever is free, and on the library's
+// threads: no thread is pinned, the process keeps to the cores it was given and the system spreads them.
 'use strict';
-const fs = require('fs'), { execFileSync } = require('child_process');
 const ort = require('onnxruntime-node');
 const [name, file, side, classes, batches, cores, seconds] = process.argv.slice(2);
-const core = cores.split(',');
-
-const threads = () => fs.readdirSync('/proc/self/task');
-const pin = (thread, to) => {
-  try { execFileSync('taskset', ['-pc', to, String(thread)], { stdio: 'ignore' }); } catch { /* not pinned, still right */ }
-};
+const threads = cores.split(',').length;
 
 // Milliseconds of single runs, each a mean over at least `shortest`; as nn_plan_time.
 async function measure(run, shortest = 2, warm = 300) {
@@ -27,20 +22,17 @@ async function measure(run, shortest = 2, warm = 300) {
 }
 
 (async () => {
-  const before = new Set(threads());
   const session = await ort.InferenceSession.create(file, {
-    executionProviders: ['cpu'], intraOpNumThreads: core.length, interOpNumThreads: 1,
+    executionProviders: ['cpu'], intraOpNumThreads: threads, interOpNumThreads: 1,
     executionMode: 'sequential', graphOptimizationLevel: 'all',
   });
-  pin(process.pid, core[0]);
-  threads().filter((t) => !before.has(t)).forEach((t, i) => pin(t, core[(i + 1) % core.length]));
   for (const batch of batches.split(',').map(Number)) {
     const x = Float32Array.from({ length: batch * 3 * side * side }, () => 2 * Math.random() - 1);
     const feeds = { x: new ort.Tensor('float32', x, [batch, 3, +side, +side]) };
     const y = { y: new ort.Tensor('float32', new Float32Array(batch * classes), [batch, +classes]) };
     const ms = await measure(() => session.run(feeds, y)), n = ms.length, at = (i) => ms[Math.floor(i)].toFixed(4);
     const median = (ms[n >> 1] + ms[(n - 1) >> 1]) / 2;
-    console.log(`ort model=${name} mode=infer batch=${batch} threads=${core.length} way=${ort.env.versions.node} `
+    console.log(`ort model=${name} mode=infer batch=${batch} threads=${threads} way=${ort.env.versions.node} `
       + `median_ms=${median.toFixed(4)} p10_ms=${at(n / 10)} p90_ms=${at((n - 1) * 0.9)} samples=${n}`);
   }
 })().catch((e) => { console.error(`ort_bench: ${e.message}`); process.exitCode = 1; });
