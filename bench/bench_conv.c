@@ -243,7 +243,7 @@ static bool bench_layer(const layer *l, const settings *o, double top, err *e)
         if (ok && !(error < 5e-5)) ok = err_set(e, ERR_INTERNAL, "%s is wrong by %g", modes[m].name, error);
         if (ok) {
             double t = seconds(&b, modes[m].pass), rate = 2e-9 * (double)conv_macs(&b.s) / t;
-            printf("  %s %9.3f ms %6.1f GFLOP/s %3.0f %%", modes[m].name, t * 1e3, rate, 100 * rate / top);
+            printf("  %s %9.4f ms %6.1f GFLOP/s %3.0f %%", modes[m].name, t * 1e3, rate, 100 * rate / top);
         }
         bench_free(&b);
     }

@@ -60,10 +60,10 @@ def wait_for_quiet(a):
             return
 
 
-def run_once(a, command, env):
+def run_once(a, command, env, text):
     """Its lines and the share of the cores others used meanwhile."""
     begin, before, own = time.time(), busy_seconds(a.cores), sum(os.times()[2:4])
-    done = subprocess.run(command, env=env, capture_output=True, text=True,
+    done = subprocess.run(command, env=env, capture_output=True, text=True, input=text,
                           preexec_fn=lambda: os.sched_setaffinity(0, a.cores))
     own = sum(os.times()[2:4]) - own
     others = busy_seconds(a.cores) - before - own
@@ -74,11 +74,11 @@ def run_once(a, command, env):
     return done.stdout.splitlines(), max(0, others) / (time.time() - begin) / len(a.cores)
 
 
-def run_alone(a, command, env):
+def run_alone(a, command, env, text=None):
     best = None
     for _ in range(1 if a.quick else 3):
         wait_for_quiet(a)
-        lines, others = run_once(a, command, env)
+        lines, others = run_once(a, command, env, text)
         if lines is None:
             return None, 0
         if best is None or others < best[1]:
