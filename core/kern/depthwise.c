@@ -68,7 +68,7 @@ static void make_tiles(dw_plan *p, int per_chunk)
 
 /* A task has some rows of one image and some channels: so many that their weights fill a quarter of L1.
  * Bands of rows come in pairs, so that the halves of an image stay on the cores that wrote them. */
-enum { PART = 128, PART_WEIGHTS = 2560, TASK_MACS = 1 << 18, FETCH_VECTORS = 8 };
+enum { PART = 256, PART_WEIGHTS = 2560, TASK_MACS = 1 << 19, FETCH_VECTORS = 8 };
 
 static void cut(dw_plan *p)
 {
