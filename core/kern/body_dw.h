@@ -42,6 +42,11 @@ INLINE void dw_taps(const int T, const int S, const int W, const bool full, int 
 INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
                           int64_t x_step, const float *w, int64_t w_step, const dw_chunk *k, vf *acc)
 {
+    if (!full) {
+        for (int b = 0; b < k->taps; b++)
+            dw_taps(T, S, 1, full, n, in, x + b * x_step, x_step, w + b * w_step, w_step, k->live >> b, acc);
+        return;
+    }
     switch (k->taps) {
     case 1: dw_taps(T, S, 1, full, n, in, x, x_step, w, w_step, k->live, acc); break;
     case 2: dw_taps(T, S, 2, full, n, in, x, x_step, w, w_step, k->live, acc); break;
@@ -80,17 +85,18 @@ INLINE void dw_fetch(const int T, const int S, const dw_args *d, int c, const fl
 }
 
 /* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any.
- * What is full, with a prologue or far is compiled apart. */
+ * What is full or has a prologue is compiled apart; so little is, the rows being a loop and vectors that are not full
+ * taken tap by tap, because all other loops together compile in a quarter of the time that these take. */
 INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
-                      const bool far, const dw_args *d, int c, int n)
+                      const dw_args *d, int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (far) dw_fetch(T, S, d, c, d->y, true);
+    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, c, d->y, true);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
-    if (W) UNROLL for (int a = 0; a < 3; a++)
+    if (W) for (int a = 0; a < 3; a++)
         dw_taps(T, S, W, full, n, in, x + d->at + a * x_row, x_step, w + a * w_row, w_step, live, acc);
     else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
@@ -121,6 +127,11 @@ INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full
 INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
                            int64_t x_step, const vf *g, float *sum, int64_t sum_step, const dw_chunk *k)
 {
+    if (!full) {
+        for (int b = 0; b < k->taps; b++)
+            dw_wgrad_taps(T, S, 1, full, n, in, x + b * x_step, x_step, g, sum + b * sum_step, sum_step, k->live >> b);
+        return;
+    }
     switch (k->taps) {
     case 1: dw_wgrad_taps(T, S, 1, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
     case 2: dw_wgrad_taps(T, S, 2, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
@@ -131,16 +142,16 @@ INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, con
 }
 
 INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
-                            const bool far, const dw_args *d, int c, int n)
+                            const dw_args *d, int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + c, *dy = d->dy + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (far) dw_fetch(T, S, d, c, d->dy, false);
+    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, c, d->dy, false);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
-    if (W) UNROLL for (int a = 0; a < 3; a++)
+    if (W) for (int a = 0; a < 3; a++)
         dw_wgrad_taps(T, S, W, full, n, in, x + d->at + a * x_row, x_step, g, sum + a * w_row, w_step, live);
     else for (int a = 0; a < d->rows; a++, x += x_row, sum += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
@@ -149,38 +160,37 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
 
 /* One vector of the forward pass or of the weight gradient. */
 INLINE void dw_either(const bool wgrad, const int T, const int S, const int W, const uint32_t live, const bool full,
-                      const bool prologue, const bool far, const dw_args *d, int c, int n)
+                      const bool prologue, const dw_args *d, int c, int n)
 {
-    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, far, d, c, n);
-    else dw_vector(T, S, W, live, full, prologue, far, d, c, n);
+    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, d, c, n);
+    else dw_vector(T, S, W, live, full, prologue, d, c, n);
 }
 
-INLINE int dw_inside(const bool wgrad, const int T, const int S, const uint32_t live, const bool prologue,
-                     const bool far, const dw_args *d)
+INLINE int dw_inside(const bool wgrad, const int T, const int S, const uint32_t live, const bool prologue, const dw_args *d)
 {
     int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, far, d, c, LANES);
+    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, d, c, LANES);
     return c;
 }
 
 /* The channels that fill vectors of a full tile of three rows and one chunk of three taps, alone or at a padded
  * side; says how many they are, 0 of any other tile. */
-INLINE int dw_three(const bool wgrad, const int T, const int S, const bool prologue, const bool far, const dw_args *d)
+INLINE int dw_three(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d)
 {
     if (d->rows != 3 || d->chunks != 1 || d->chunk->taps != 3 || d->count != T) return 0;
     const uint32_t all = DW_PIXELS(T, S, 3), live = d->chunk->live;
-    if (live == all) return dw_inside(wgrad, T, S, all, prologue, far, d);
-    if (live == (all & ~1u)) return dw_inside(wgrad, T, S, all & ~1u, prologue, far, d);
-    if (live == all >> 1) return dw_inside(wgrad, T, S, all >> 1, prologue, far, d);
-    if (live == (all >> 1 & ~1u)) return dw_inside(wgrad, T, S, all >> 1 & ~1u, prologue, far, d);
+    if (live == all) return dw_inside(wgrad, T, S, all, prologue, d);
+    if (live == (all & ~1u)) return dw_inside(wgrad, T, S, all & ~1u, prologue, d);
+    if (live == all >> 1) return dw_inside(wgrad, T, S, all >> 1, prologue, d);
+    if (live == (all >> 1 & ~1u)) return dw_inside(wgrad, T, S, all >> 1 & ~1u, prologue, d);
     return 0;
 }
 
 /* Channels from c on, of any tile. */
-INLINE void dw_any(const bool wgrad, const int T, const int S, const bool prologue, const bool far, const dw_args *d, int c)
+INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d, int c)
 {
-    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, far, d, c, LANES);
-    if (c < d->channels) dw_either(wgrad, T, S, 0, 0, false, prologue, false, d, c, d->channels - c);
+    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, d, c, LANES);
+    return c;
 }
 
 /* Apart from the tiles inside, whose registers it would take. The arguments are copied, or every store of a
@@ -189,19 +199,14 @@ INLINE void dw_any(const bool wgrad, const int T, const int S, const bool prolog
     static __attribute__((noinline)) void NAME##_any_##T##_##S(const dw_args *d, int c) \
     { \
         const dw_args own = *d; \
-        const bool far = T == FAR_WIDTH && own.fetched; \
-        if (own.scale) dw_any(WGRAD, T, S, true, far, &own, c); \
-        else dw_any(WGRAD, T, S, false, far, &own, c); \
+        if (own.scale) c = dw_any(WGRAD, T, S, true, &own, c); \
+        else c = dw_any(WGRAD, T, S, false, &own, c); \
+        if (c < own.channels) dw_either(WGRAD, T, S, 0, 0, false, own.scale != NULL, &own, c, own.channels - c); \
     } \
     static void NAME##_##T##_##S(const dw_args *d) \
     { \
         const dw_args own = *d; \
-        const bool far = T == FAR_WIDTH && own.fetched; \
-        int done; \
-        if (own.scale && far) done = dw_three(WGRAD, T, S, true, true, &own); \
-        else if (own.scale) done = dw_three(WGRAD, T, S, true, false, &own); \
-        else if (far) done = dw_three(WGRAD, T, S, false, true, &own); \
-        else done = dw_three(WGRAD, T, S, false, false, &own); \
+        int done = own.scale ? dw_three(WGRAD, T, S, true, &own) : dw_three(WGRAD, T, S, false, &own); \
         if (done < own.channels) NAME##_any_##T##_##S(d, done); \
     }
 #define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
