@@ -5,9 +5,11 @@
 number() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" "$2" | head -n 1; }
 below() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && a <= b) }'; }
 
-run="$dir/run"
+run="$dir/run" size=16
+[ -z "$TEST_FEW" ] || size=8   # a quarter of the pixels: the same stages
+shapes=builtin:shapes,train=400,val=200,size=$size
 compress() {
-    $exec "$lm" compress --model resnet20 --data builtin:shapes,train=400,val=200,size=16 --speedup 1.02 --run "$run" --batch 8 --rounds 3 \
+    $exec "$lm" compress --model resnet20 --data $shapes --speedup 1.02 --run "$run" --batch 8 --rounds 3 \
         --train-epochs 1 --train-batch 32 --importance-epochs 0.5 --train-images 64 --score-images 64 --epochs 1 --threads 2 "$@"
 }
 
@@ -27,7 +29,7 @@ before=$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importan
 check "a finished run answers again" exits 0 compress --json
 check "and changes none of its networks or tables" [ "$before" = "$(cat "$run"/*.safetensors "$run/solution.json" "$run/normalized_importance.csv" | sha256sum)" ]
 has() { grep -q "^ *\"$1\": *$2,\?$" "$run/config.json"; }
-for row in 'classes 10' 'input "3,16,16"' 'size "16,16"' 'width 1'; do check "config.json has ${row% *} as it turned out" has $row; done
+for row in 'classes 10' "input \"3,$size,$size\"" "size \"$size,$size\"" 'width 1'; do check "config.json has ${row% *} as it turned out" has $row; done
 check "metrics.csv has one header" [ "$(grep -c '^step,epoch' "$run/metrics.csv")" = 1 ]
 tune_anew() { rm -rf "$1" && cp -r "$run" "$1" && rm -r "$1"/metrics.csv "$1"/checkpoints "$1"/tuned.safetensors; }
 stopped_in_tuning() {
@@ -72,13 +74,13 @@ check "and a curve" grep -q 'Top-1 while training' "$dir/trained/report.html"
 
 check "another command in the same folder is refused" exits 78 compress --epochs 2
 check "an impossible budget is a negative answer" exits 1 "$lm" compress --model "$run/base.safetensors" \
-    --data builtin:shapes,train=400,val=200,size=16 --speedup 900 --run "$dir/impossible" --importance bn --batch 8 --rounds 3 --json
+    --data $shapes --speedup 900 --run "$dir/impossible" --importance bn --batch 8 --rounds 3 --json
 check "that names the least feasible latency" says "least feasible"
 check "in JSON too" prints '^{"feasible":false,"budget_ms":[0-9.e-]*,"least_ms":[0-9.e-]*}$'
 for row in 'train-images 40' 'score-images 40' 'width null'; do run="$dir/impossible" check "its config.json has ${row% *} as it turned out" has $row; done
 
 # The verbs do the same from the files.
-"$lm" eval --model "$run/merged.safetensors" --data builtin:shapes,train=400,val=200,size=16 --json > "$dir/eval.json" 2> /dev/null
+"$lm" eval --model "$run/merged.safetensors" --data $shapes --json > "$dir/eval.json" 2> /dev/null
 merged=$(sed -n '/"merged"/,$ s/.*"top1": *\([0-9.]*\).*/\1/p' "$run/report.json" | head -n 1)
 check "eval of the merged file agrees with the report" [ "$(number top1 "$dir/eval.json")" = "$merged" ]
 check "solve answers several budgets" exits 0 "$lm" solve --time "$run/time.csv" --importance "$run/normalized_importance.csv" \
@@ -93,7 +95,7 @@ check "merge without fine-tuning writes both networks" exits 0 "$lm" merge --mod
 check "the pruned one is the run's" cmp "$dir/p.safetensors" "$run/pruned.safetensors"
 
 # Importance in two shares, then collected; a torn part is made again.
-share() { "$lm" importance --model "$run/base.safetensors" --data builtin:shapes,train=400,val=200,size=16 --out "$dir/imp" --method bn \
+share() { "$lm" importance --model "$run/base.safetensors" --data $shapes --out "$dir/imp" --method bn \
     --train-images 64 --score-images 64 --batch 32 "$@"; }
 check "one share of the importance parts" exits 0 share --shard 0/2
 check "the other share" exits 0 share --shard 1/2
@@ -106,7 +108,7 @@ check "parts of other settings are refused" exits 78 share --seed 7
 check "and named" says "importance0.csv"
 # Statistics of a short fine-tuning are those of the network that is scored: after steps of no length,
 # a score is what estimating them alone gives.
-check "a fine-tuning of no length scores" exits 0 "$lm" importance --model "$run/base.safetensors" --data builtin:shapes,train=400,val=200,size=16 \
+check "a fine-tuning of no length scores" exits 0 "$lm" importance --model "$run/base.safetensors" --data $shapes \
     --out "$dir/still" --method finetune --lr 0 --train-images 64 --score-images 64 --batch 32 --keep-single ${TEST_FEW:+--to 16}
 losses() { for f in "$1"/importance[0-9]*.csv; do sed '1d; s/"([^"]*)"/-/' "$f"; done | awk -F, '$3 - $2 > 1 { print $2, $3, $4, $10 }' | sort; }
 losses "$dir/imp" > "$dir/bn.txt"
