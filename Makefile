@@ -104,7 +104,7 @@ bench: $(BENCH)
 demo: deps
 	@$(MAKE) --no-print-directory all
 	./layermerge compress --model resnet20 --data builtin:shapes --speedup 1.5 --run runs/demo --batch 32 --rounds 11 \
-	    --train-epochs 4 --train-batch 64 --train-images 448 --score-images 384 --epochs 3
+	    --train-epochs 4 --train-batch 64 --train-images 320 --score-images 384 --epochs 3
 install: $(B)/layermerge $(SHARED) $(STATIC)
 	install -D -m 755 $< $(TO)/bin/layermerge
 	install -D -m 644 layermerge.h $(TO)/include/layermerge.h
