@@ -3,8 +3,9 @@
  * of threads; an output or gradient that is not finite is an error. The networks, their batches and
  * their names are those of bench/peers/models.py.
  *   bench_net [--models A,B] [--mode infer,train] [--batch N,M] [--threads N,M] [--seconds S]
- *             [--isa NAME] [--conv ROAD] [--exact yes] */
-#include "nn/nn.h"
+ *             [--isa NAME] [--conv ROAD] [--exact yes] [--steps yes]
+ * --steps says where the time goes: a line per step of the plan, mean over as many runs as fit the seconds. */
+#include "nn/op.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -32,7 +33,7 @@ typedef struct {
     const char *models, *mode, *isa, *conv;
     list batch, threads;         /* batch.n = 0: the network's own */
     double seconds;
-    bool exact;
+    bool exact, steps;
 } settings;
 
 /* ---- the command line ---------------------------------------------------------------------------- */
@@ -80,6 +81,7 @@ static bool read_settings(int argc, char **argv, settings *o)
         else if (!strcmp(argv[i], "--isa")) o->isa = value;
         else if (!strcmp(argv[i], "--conv")) o->conv = value;
         else if (!strcmp(argv[i], "--exact")) o->exact = !strcmp(value, "yes");
+        else if (!strcmp(argv[i], "--steps")) o->steps = !strcmp(value, "yes");
         else if (!strcmp(argv[i], "--seconds")) o->seconds = strtod(value, NULL);
         else if (!strcmp(argv[i], "--batch") && !parse_list(value, &o->batch)) return false;
         else if (!strcmp(argv[i], "--threads") && !parse_list(value, &o->threads)) return false;
@@ -129,9 +131,40 @@ static int samples_for(double seconds, double ms)
     return n < 3 ? 3 : n > SAMPLES ? SAMPLES : (int)n;
 }
 
+/* ---- where the time goes --------------------------------------------------------------------------- */
+
+static void show_step(const char *mode, const nn_plan *p, int time, double ms)
+{
+    const nn_step *s = &p->step[time < p->n_step ? time : 2 * p->n_step - 1 - time];
+    const int64_t *d = s->node->dim;
+    double macs = (double)nn_node_macs(p->g, s->id) * p->batch * (time < p->n_step ? 1 : 2);
+    printf("step mode=%s batch=%d threads=%d time=%d name=%s op=%s way=%s out=%lldx%lldx%lld group=%d ms=%.4f gflops=%.1f\n",
+           mode, p->batch, par_threads(), time, s->node->name, s->op->name, time < p->n_step ? "forward" : "backward",
+           (long long)d[1], (long long)d[2], (long long)d[3], s->batch, ms, 2e-6 * macs / ms);
+}
+
+typedef void pass_fn(void *ctx);
+
+/* Runs pass for so many seconds, twice at least, and tells every step's mean. */
+static bool show_steps(const char *mode, nn_plan *p, double seconds, pass_fn *pass, void *ctx, err *e)
+{
+    int64_t *ns = mem_new(2 * (size_t)p->n_step, sizeof *ns, e);
+    if (!ns) return false;
+    nn_plan_watch(p, ns);
+    int runs = 0;
+    for (int64_t start = clock_ns(); runs < 2 || (double)(clock_ns() - start) < seconds * 1e9; runs++) pass(ctx);
+    nn_plan_watch(p, NULL);
+    for (int t = 0; t < 2 * p->n_step; t++)
+        if (ns[t]) show_step(mode, p, t, (double)ns[t] * 1e-6 / runs);
+    mem_free(ns);
+    return true;
+}
+
 /* ---- inference ----------------------------------------------------------------------------------- */
 
-static bool infer(const struct network *net, nn_graph *g, int batch, double seconds, err *e)
+static void forward_pass(void *plan) { nn_plan_forward(plan); }
+
+static bool infer(const struct network *net, nn_graph *g, int batch, const settings *o, err *e)
 {
     nn_plan *plan = nn_plan_new(g, NN_INFER, batch, e);
     if (!plan) return false;
@@ -144,10 +177,11 @@ static bool infer(const struct network *net, nn_graph *g, int batch, double seco
     nn_plan_forward(plan);
     double ms = (double)(clock_ns() - start) * 1e-6;
     /* Steadiness is the caller's business: bench/peers runs this several times. */
-    nn_time_options how = { .rounds = samples_for(seconds, fmax(ms, 2)), .spread = 1e9 };
+    nn_time_options how = { .rounds = samples_for(o->seconds, fmax(ms, 2)), .spread = 1e9 };
     nn_timing t;
     ok = ok && nn_plan_time(&plan, 1, &how, &t, e);
     if (ok) show(net, "infer", plan, g, &t);
+    if (o->steps) ok = ok && show_steps("infer", plan, o->seconds, forward_pass, plan, e);
     nn_plan_free(plan);
     return ok;
 }
@@ -199,6 +233,8 @@ static double train_step(trainer *t)
     return (double)(clock_ns() - start) * 1e-6;
 }
 
+static void step_pass(void *t) { train_step(t); }
+
 static bool is_finite(const trainer *t, err *e)
 {
     if (!isfinite(nn_plan_loss(t->plan))) return err_set(e, ERR_NONFINITE, "the loss is not finite");
@@ -216,20 +252,21 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static bool train(const struct network *net, const nn_graph *g, int batch, double seconds, err *e)
+static bool train(const struct network *net, const nn_graph *g, int batch, const settings *o, err *e)
 {
     double ms[SAMPLES];
     trainer t = { 0 };
     bool ok = trainer_new(&t, g, net, batch, e);
     if (ok) {
         train_step(&t);
-        int n = samples_for(seconds, train_step(&t));
+        int n = samples_for(o->seconds, train_step(&t));
         for (int i = 0; i < n; i++) ms[i] = train_step(&t);
         qsort(ms, (size_t)n, sizeof *ms, by_value);
         nn_timing time = { .median_ms = (ms[n / 2] + ms[(n - 1) / 2]) / 2, .p10_ms = ms[n / 10],
                            .p90_ms = ms[(n - 1) * 9 / 10], .samples = n };
         ok = is_finite(&t, e);
         if (ok) show(net, "train", t.plan, g, &time);
+        if (o->steps) ok = ok && show_steps("train", t.plan, o->seconds, step_pass, &t, e);
     }
     trainer_free(&t);
     return ok;
@@ -245,9 +282,9 @@ static bool bench(const struct network *net, const settings *o, err *e)
     list trains = o->batch.n ? o->batch : (list){ { net->train }, 1 };
     bool ok = g;
     for (int i = 0; ok && has_word(o->mode, "infer") && i < infers.n; i++)
-        ok = infer(net, g, infers.value[i], o->seconds, e) || err_note(e, "%s, inference", net->name);
+        ok = infer(net, g, infers.value[i], o, e) || err_note(e, "%s, inference", net->name);
     for (int i = 0; ok && has_word(o->mode, "train") && i < trains.n; i++)
-        ok = train(net, g, trains.value[i], o->seconds, e) || err_note(e, "%s, training", net->name);
+        ok = train(net, g, trains.value[i], o, e) || err_note(e, "%s, training", net->name);
     nn_graph_free(g);
     return ok;
 }
@@ -272,7 +309,7 @@ int main(int argc, char **argv)
     err e = { 0 };
     if (!read_settings(argc, argv, &o)) {
         fprintf(stderr, "usage: bench_net [--models A,B] [--mode infer,train] [--batch N,M] [--threads N,M] [--seconds S]"
-                        " [--isa NAME] [--conv ROAD] [--exact yes]\nmodels:");
+                        " [--isa NAME] [--conv ROAD] [--exact yes] [--steps yes]\nmodels:");
         for (int i = 0; i < NETWORKS; i++) fprintf(stderr, " %s", networks[i].name);
         fprintf(stderr, "\n");
         return ERR_USAGE;

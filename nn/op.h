@@ -203,6 +203,7 @@ struct nn_plan {
     size_t     live_bytes, weight_bytes, scratch_bytes;
     nn_run     run;
     bool       want_input_grad, poison;
+    int64_t   *spent;            /* ns of each time 0 … 2n-1, added up; NULL: nobody asks */
 };
 bool  nn_plan_cut(nn_plan *p, unsigned options, err *e);     /* group.c: steps into stages */
 bool  nn_plan_lay_out(nn_plan *p, err *e);                   /* layout.c: from steps to pointers */
@@ -210,6 +211,9 @@ void *nn_plan_at(const nn_plan *p, int buffer);              /* NULL for -1 */
 /* For tests (and always under address sanitizer): memory is filled with NaN before its first writer
  * and after its last reader. */
 void  nn_plan_poison(nn_plan *p, bool on);
+/* For benchmarks: from now on the nanoseconds of every step are added to ns[step], those of its backward
+ * to ns[2n-1-step]; ns is the caller's, NULL ends it. */
+void  nn_plan_watch(nn_plan *p, int64_t *ns);
 /* Every public way to make a plan ends here; tests compare plans with and without fusion, and whole
  * batches with groups made as if the cache were tiny. */
 enum { NN_PLAN_INPUT_GRAD = 1, NN_PLAN_NO_FUSION = 2, NN_PLAN_WHOLE_BATCH = 4, NN_PLAN_SMALL_GROUPS = 8 };

@@ -29,6 +29,16 @@ static void poison(const nn_plan *p, int t, bool after, bool edge)
 
 /* ---- run ------------------------------------------------------------------------------------- */
 
+void nn_plan_watch(nn_plan *p, int64_t *ns) { p->spent = ns; }
+
+static void run_step(nn_plan *p, nn_step *s, int time, void (*way)(nn_step *, const nn_run *))
+{
+    const int64_t start = p->spent ? clock_ns() : 0;
+    way(s, &p->run);
+    if (p->spent)
+        p->spent[time] += clock_ns() - start;
+}
+
 /* Where the images from `image` on stand in a node's value. */
 static float *value_at(const nn_plan *p, int node, int64_t image)
 {
@@ -54,7 +64,7 @@ static void forward_group(nn_plan *p, const nn_stage *g, int64_t image)
         if (g->group < p->batch)
             aim(p, s, image);
         poison(p, i, false, first);
-        s->op->forward(s, &p->run);
+        run_step(p, s, i, s->op->forward);
         poison(p, i, true, last);
     }
 }
@@ -77,7 +87,7 @@ void nn_plan_backward(nn_plan *p)
         const int t = 2 * p->n_step - 1 - i;
         poison(p, t, false, true);
         if (s->active)
-            s->op->backward(s, &p->run);
+            run_step(p, s, t, s->op->backward);
         poison(p, t, true, true);
     }
 }
