@@ -67,8 +67,9 @@ static void make_tiles(dw_plan *p, int per_chunk)
 }
 
 /* A task has some rows of one image and some channels: so many that their weights fill a quarter of L1.
- * Bands of rows come in pairs, so that the halves of an image stay on the cores that wrote them. */
-enum { PART = 256, PART_WEIGHTS = 2560, TASK_MACS = 1 << 19, FETCH_VECTORS = 8 };
+ * Bands of rows come in pairs, so that the halves of an image stay on the cores that wrote them; below FEW_PIXELS
+ * dense neighbours have many weights and halve the channels instead. */
+enum { PART = 256, PART_WEIGHTS = 2560, TASK_MACS = 1 << 19, FETCH_VECTORS = 8, FEW_PIXELS = 96 };
 
 static void cut(dw_plan *p)
 {
@@ -80,7 +81,7 @@ static void cut(dw_plan *p)
     int64_t row = (int64_t)g->qw * kern_max(1, g->th * g->tw) * p->channels;
     int64_t rows = kern_max(1, TASK_MACS / kern_max(1, row));
     p->bands = (int)kern_div_up(g->qh, kern_min(rows, g->qh));
-    if (g->n * p->bands % 2 && (p->bands > 1 || p->parts % 2)) p->bands = (int)kern_min(p->bands + 1, g->qh);
+    if (g->n * p->bands % 2 && (p->bands > 1 || p->parts % 2 || (int64_t)g->qh * g->qw >= FEW_PIXELS)) p->bands = (int)kern_min(p->bands + 1, g->qh);
     p->rows = (int)kern_div_up(g->qh, p->bands);
     p->bands = (int)kern_div_up(g->qh, p->rows);
     /* what is far is fetched about FETCH_VECTORS tiles of one vector ahead */
