@@ -107,20 +107,39 @@ int wino_choose(const conv_shape *shape, conv_pass pass)
 
 /* ---- planning --------------------------------------------------------------------------------- */
 
-/* As many slices of the panels as make PIECES tasks of PIECE_MACS, while transforming a patch once more
- * for each stays cheap; where units are large and few, smaller ones. */
-enum { SLICE_PANELS = 2 };
+/* A tile lower than SHORT waits for its own sums; weights that lie in the cache cost NEAR_STREAM a float, being dealt
+ * a task TASK. */
+enum { SHORT = 4, NEAR_STREAM = 2, TASK = 1 << 14 };
 
+/* One task of `unit` tiles and `panels` panels, in the unit of wino_cost. */
+static double task_cost(const wino_plan *p, int64_t unit, int panels)
+{
+    const conv_shape *s = &p->s;
+    int og = s->o / s->groups, nv = og > kern.lanes ? 2 : 1;
+    double weights = (double)p->A * p->A * (s->c / s->groups) * nv * kern.lanes, transform = p->M == 2 ? TRANSFORM_2 : TRANSFORM_4;
+    double pieces = (double)kern_div_up(unit, kern.tallest[nv - 1]), slots = pieces * fmax(SHORT, ceil((double)unit / pieces));
+    double stream = weights * p->panels > CACHED_FLOATS ? STREAM : NEAR_STREAM;
+    return TASK + transform * (double)unit * (s->c + panels * nv * kern.lanes) + panels * weights * (tile_loss * slots + stream);
+}
+
+/* Units, and slices of the panels that each transform a unit's patches again, so that the workers finish soonest.
+ * No cut changes an output's sum, so it may depend on how many workers there are. */
 static void cut(wino_plan *p)
 {
-    int cg = p->s.c / p->s.groups, og = p->s.o / p->s.groups, tall = kern.tallest[og > kern.lanes];
-    int64_t macs = p->tiles * p->A * p->A * cg * p->s.o, tasks = kern_max(1, kern_min(PIECES, macs / PIECE_MACS));
-    p->panels = p->s.groups * panel_count(og);
-    int64_t slices = kern_max(1, kern_min(p->panels / SLICE_PANELS, tasks));
-    int64_t fit = unit_tiles(p->A * p->A, p->row), share = kern_div_up(p->tiles * slices, tasks);
-    p->unit = (int)kern_min(p->tiles, kern_div_up(kern_min(fit, share), tall) * tall);
-    p->units = kern_div_up(p->tiles, p->unit);
-    p->panels_per_task = (int)kern_div_up(p->panels, kern_min(slices, kern_div_up(tasks, p->units)));
+    p->panels = p->s.groups * panel_count(p->s.o / p->s.groups);
+    int64_t fewest = kern_div_up(p->tiles, unit_tiles(p->A * p->A, p->row)), most = kern_max(fewest, PIECES);
+    double soonest = HUGE_VAL;
+    for (int64_t units = fewest; units <= kern_min(p->tiles, most); units++)
+        for (int64_t slices = 1; slices <= p->panels && units * slices <= most; slices++) {
+            int64_t unit = kern_div_up(p->tiles, units), panels = kern_div_up(p->panels, slices);
+            int64_t tasks = kern_div_up(p->tiles, unit) * kern_div_up(p->panels, panels);
+            double end = (double)kern_div_up(tasks, p->workers) * task_cost(p, unit, (int)panels);
+            if (end >= soonest) continue;
+            soonest = end;
+            p->unit = (int)unit;
+            p->units = kern_div_up(p->tiles, unit);
+            p->panels_per_task = (int)panels;
+        }
 }
 
 wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
@@ -132,7 +151,7 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
                       .down = (int)kern_div_up(conv_out_h(s), M), .across = (int)kern_div_up(conv_out_w(s), M),
                       .row = row_floats(s) };
     cut(p);
-    p->in_plane = (int64_t)p->unit * p->row;
+    p->in_plane = (int64_t)p->unit * p->row + PLANE_GAP;
     p->out_plane = (int64_t)p->unit * WIDEST + PLANE_GAP;
     p->own = (size_t)(p->A * p->A * (p->in_plane + p->out_plane));
     return p;
