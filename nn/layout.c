@@ -149,20 +149,24 @@ static void add_gradients(nn_plan *p)
     }
 }
 
-/* Steps refresh one after another: all their scratch is one buffer. */
-static int refresh_buffer(nn_plan *p, int shared, size_t bytes)
+/* Steps run one after another: scratch of all of them is one buffer, as large as the greediest wants it. */
+static int shared_buffer(nn_plan *p, int shared, size_t bytes, int first, int last)
 {
     if (shared < 0)
-        return add_buffer(p, bytes, REFRESH, REFRESH);
+        return add_buffer(p, bytes, first, last);
     nn_buffer *b = &p->buffer[shared];
     const size_t whole_lines = (bytes + 63) / 64 * 64;
     b->bytes = whole_lines > b->bytes ? whole_lines : b->bytes;
     return shared;
 }
 
+/* Forward scratch of INFER always lies in the same place: a core that writes to what another core wrote last waits for
+ * it, longer than a small layer takes. In TRAIN it may be large, and shares its memory with values. */
 static bool prepare_steps(nn_plan *p, err *e)
 {
-    int refresh = -1;
+    int refresh = -1, forward[NN_MEMORIES];
+    for (int k = 0; k < NN_MEMORIES; k++)
+        forward[k] = -1;
     for (int i = 0; i < p->n_step; i++) {
         nn_step *s = &p->step[i];
         if (s->op->prepare && !s->op->prepare(s, e))
@@ -172,11 +176,14 @@ static bool prepare_steps(nn_plan *p, err *e)
             const nn_memory *m = &s->mem[k];
             const int first[] = { i, back, REFRESH, i, REFRESH, i };
             const int last[] = { i, back, REFRESH, back, end_of_time(p), s->reader };
-            if (m->bytes && m->when == NN_AT_REFRESH)
-                p->memory[i][k] = refresh = refresh_buffer(p, refresh, m->bytes);
+            if (!m->bytes)
+                p->memory[i][k] = -1;
+            else if (m->when == NN_AT_REFRESH)
+                p->memory[i][k] = refresh = shared_buffer(p, refresh, m->bytes, REFRESH, REFRESH);
+            else if (m->when == NN_AT_FORWARD && p->mode == NN_INFER)
+                p->memory[i][k] = forward[k] = shared_buffer(p, forward[k], m->bytes, 0, p->n_step - 1);
             else
-                p->memory[i][k] =
-                    m->bytes ? add_buffer(p, m->bytes, first[m->when], last[m->when]) : -1;
+                p->memory[i][k] = add_buffer(p, m->bytes, first[m->when], last[m->when]);
             if (p->memory[i][k] >= 0)
                 p->buffer[p->memory[i][k]].scratch = m->when <= NN_AT_REFRESH;
             p->weight_bytes += m->when == NN_ALWAYS ? m->bytes : 0;

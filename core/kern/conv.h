@@ -37,6 +37,13 @@ void taps_live(const int *offset, int taps, int q0, int q1, int stride, int size
 
 /* Work is cut until there are about this many pieces, if each is then worth PIECE_MACS. */
 enum { PIECES = 32, PIECE_MACS = 1 << 17 };
+/* Scratch of one worker, in whole steps: so most layers begin it in the same place, and no core writes to what another
+ * core wrote for the layer before, which would make it wait. */
+enum { SCRATCH_STEP = 1 << 18 };
+static inline size_t scratch_of_worker(size_t floats)
+{
+    return (floats + SCRATCH_STEP - 1) / SCRATCH_STEP * SCRATCH_STEP;
+}
 /* No cache holds so many floats: by the time they are wanted they are far away again. */
 enum { FAR_FLOATS = 1 << 23 };
 

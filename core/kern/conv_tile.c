@@ -6,7 +6,8 @@
 
 #include "core/kern/conv_tile.h"
 
-size_t tile_scratch_floats(const tile_plan *p) { return (p->copy_floats + p->sum_floats) * (size_t)p->workers; }
+static size_t own_scratch(const tile_plan *p) { return scratch_of_worker(p->copy_floats + p->sum_floats); }
+size_t tile_scratch_floats(const tile_plan *p) { return own_scratch(p) * (size_t)p->workers; }
 
 /* ---- packing ---------------------------------------------------------------------------------- */
 
@@ -267,8 +268,7 @@ void tile_run(tile_plan *const *phase, int phases, const float *x, const conv_pr
     int64_t most = 0;
     for (int i = 0; i < phases; i++) {
         most = kern_max(most, tasks_of(phase[i]));
-        size_t own = phase[i]->copy_floats + phase[i]->sum_floats;
-        if (own > j.own) j.own = own;
+        if (own_scratch(phase[i]) > j.own) j.own = own_scratch(phase[i]);
     }
     par_for(most * phases, run_phase, &j);
 }

@@ -153,7 +153,7 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
     cut(p);
     p->in_plane = (int64_t)p->unit * p->row + PLANE_GAP;
     p->out_plane = (int64_t)p->unit * WIDEST + PLANE_GAP;
-    p->own = (size_t)(p->A * p->A * (p->in_plane + p->out_plane));
+    p->own = scratch_of_worker((size_t)(p->A * p->A * (p->in_plane + p->out_plane)));
     return p;
 }
 
