@@ -127,7 +127,7 @@ static double task_cost(const wino_plan *p, int64_t unit, int panels)
 static void cut(wino_plan *p)
 {
     p->panels = p->s.groups * panel_count(p->s.o / p->s.groups);
-    int64_t fewest = kern_div_up(p->tiles, unit_tiles(p->A * p->A, p->row)), most = kern_max(fewest, PIECES);
+    int64_t fewest = kern_div_up(p->tiles, kern_max(UNIT_TILES, unit_tiles(p->A * p->A, p->row) / 2)), most = kern_max(fewest, PIECES);
     double soonest = HUGE_VAL;
     for (int64_t units = fewest; units <= kern_min(p->tiles, most); units++)
         for (int64_t slices = 1; slices <= p->panels && units * slices <= most; slices++) {
