@@ -68,6 +68,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: bench_data [--data DIR] [--split train|val] [--limit N]\n");
         return 64;
     }
+    mem_keep();                                          /* as the program does */
     err e = { 0 };
     data_set *s = data_open(data, split, &o, &e);
     if (!s) {

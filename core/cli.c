@@ -433,6 +433,7 @@ static bool dispatch(int argc, char **argv, const cli_verb *const *verb, int n, 
 
 int cli_main(int argc, char **argv, const cli_verb *const *verb, int n_verb) {
     err e = {0};
+    mem_keep();
     signal(SIGPIPE, SIG_IGN);                 /* a reader that left is an error with a sentence */
     bool ok = dispatch(argc, argv, verb, n_verb, &e);
     if (!ok && e.code == ERR_NONE) err_set(&e, ERR_INTERNAL, "failed without saying why");

@@ -52,6 +52,9 @@ bool size_add(size_t a, size_t b, size_t *out);
  * had or n*size overflows. Freed with mem_free (NULL is fine). n = 0 gives a valid pointer. */
 void *mem_new(size_t n, size_t size, err *e);
 void  mem_free(void *p);
+/* For a program's first line: what is freed stays with the process (64 MB of it, blocks below 4 MB)
+ * instead of going back to the system and coming again, page by page, with the next image. */
+void  mem_keep(void);
 char *mem_text(const char *s, err *e);                  /* a copy of s, freed with mem_free */
 /* For tests: the k-th mem_new from now fails (0: never). Returns the number of calls so far. */
 int64_t mem_fail_at(int64_t k);

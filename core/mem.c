@@ -7,6 +7,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -25,7 +28,8 @@
 #define UNPOISON(p, n) ((void)0)
 #endif
 
-enum { LINE = 64, HUGE_PAGE = 2 << 20, MANY_PAGES = 8 << 20, BIG_REQUEST = 256 << 20 };
+enum { LINE = 64, HUGE_PAGE = 2 << 20, MANY_PAGES = 8 << 20, BIG_REQUEST = 256 << 20,
+       KEEP_BLOCK = 4 << 20, KEEP_FREE = 64 << 20 };
 
 bool size_mul(size_t a, size_t b, size_t *out) {
     if (b && a > SIZE_MAX / b) return false;
@@ -89,6 +93,13 @@ void *mem_new(size_t n, size_t size, err *e) {
 }
 
 void mem_free(void *p) { free(p); }
+
+void mem_keep(void) {
+#ifdef __GLIBC__                              /* other C libraries have no such knob, and need none */
+    mallopt(M_MMAP_THRESHOLD, KEEP_BLOCK);
+    mallopt(M_TRIM_THRESHOLD, KEEP_FREE);
+#endif
+}
 
 char *mem_text(const char *s, err *e) {
     size_t n = strlen(s);
