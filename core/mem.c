@@ -95,7 +95,7 @@ void *mem_new(size_t n, size_t size, err *e) {
 void mem_free(void *p) { free(p); }
 
 void mem_keep(void) {
-#ifdef __GLIBC__                              /* other C libraries have no such knob, and need none */
+#ifdef __GLIBC__                              /* a knob of this C library alone */
     mallopt(M_MMAP_THRESHOLD, KEEP_BLOCK);
     mallopt(M_TRIM_THRESHOLD, KEEP_FREE);
 #endif
