@@ -208,11 +208,14 @@ void     nn_plan_print(const nn_plan *p, buf *out);      /* one line per step: o
 /* ---- the one ruler ------------------------------------------------------------------------------------------ */
 
 typedef struct { double median_ms, p10_ms, p90_ms, mean_ms, stdev_ms; int samples, repeated; } nn_timing;
+typedef struct { double median, stdev; } nn_share;       /* of a forward's time, from sample to sample */
 typedef struct {
     int rounds;                  /* samples per candidate; 0: 31 */
     double min_sample_ms;        /* a sample repeats the forward until this long; 0: 2 ms */
     double warm_ms;              /* warm-up per candidate; 0: 100 ms */
     double spread;               /* accept when (p75-p25)/median is below, else more rounds; 0: 0.02 */
+    nn_share *const *share;      /* per plan: room for a share per node of its graph. A step's share stands at its
+                                  * conv, or else where its value stands; medians add up to 1. NULL: not wanted */
     void (*tick)(void *ctx, int done, int total); void *ctx;   /* progress; may be NULL */
 } nn_time_options;
 /* Forward latency of n plans, rounds interleaved in a shuffled order; samples during which other

@@ -15,6 +15,8 @@ typedef struct {
     int      repeat;             /* forwards of one sample */
     double  *ms;                 /* samples */
     int      n, cap, repeated;
+    int64_t *ns;                 /* of the steps in one sample; NULL: nobody asks */
+    double  *part;               /* step i's share of sample n at [i * cap + n] */
 } candidate;
 
 static double forward_ms(nn_plan *p, int repeat)
@@ -38,12 +40,28 @@ static void warm(candidate *c, double warm_ms, double min_sample_ms)
     c->repeat = want < 1 ? 1 : want > 1e6 ? 1000000 : (int)want;
 }
 
+static void note_parts(candidate *c)
+{
+    double sum = 0;
+    for (int i = 0; i < c->plan->n_step; i++)
+        sum += (double)c->ns[i];
+    for (int i = 0; i < c->plan->n_step; i++)
+        c->part[(size_t)i * (size_t)c->cap + (size_t)c->n] = sum > 0 ? (double)c->ns[i] / sum : 0;
+}
+
 /* One sample. It is dirty when, meanwhile, others computed for a noticeable share of the time. */
-static double sample(const candidate *c, bool *dirty)
+static double sample(candidate *c, bool *dirty)
 {
     const double self = clock_cpu_self(), all = clock_cpu_all();
+    if (c->ns) {
+        memset(c->ns, 0, (size_t)c->plan->n_step * sizeof *c->ns);
+        nn_plan_watch(c->plan, c->ns);
+    }
     const int64_t t0 = clock_ns();
     const double ms = forward_ms(c->plan, c->repeat);
+    nn_plan_watch(c->plan, NULL);
+    if (c->ns)
+        note_parts(c);
     const double wall = (double)(clock_ns() - t0) * 1e-9;
     const double others = clock_cpu_all() - all - (clock_cpu_self() - self);
     *dirty = all >= 0 && others > shortest_glimpse && others > foreign_share * wall * core_cpus();
@@ -64,21 +82,49 @@ static double quantile(const double *ms, int n, double q)
     return i + 1 < n ? ms[i] + (at - i) * (ms[i + 1] - ms[i]) : ms[n - 1];
 }
 
+static double deviation(const double *x, int n, double mean)
+{
+    double squares = 0;
+    for (int i = 0; i < n; i++)
+        squares += (x[i] - mean) * (x[i] - mean);
+    return n > 1 ? sqrt(squares / (n - 1)) : 0;
+}
+
+static double mean_of(const double *x, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += x[i];
+    return sum / n;
+}
+
 static nn_timing summary(candidate *c)
 {
-    nn_timing t = { .samples = c->n, .repeated = c->repeated };
-    double sum = 0, squares = 0;
-    for (int i = 0; i < c->n; i++)
-        sum += c->ms[i];
-    t.mean_ms = sum / c->n;
-    for (int i = 0; i < c->n; i++)
-        squares += (c->ms[i] - t.mean_ms) * (c->ms[i] - t.mean_ms);
-    t.stdev_ms = c->n > 1 ? sqrt(squares / (c->n - 1)) : 0;
+    nn_timing t = { .samples = c->n, .repeated = c->repeated, .mean_ms = mean_of(c->ms, c->n) };
+    t.stdev_ms = deviation(c->ms, c->n, t.mean_ms);
     qsort(c->ms, (size_t)c->n, sizeof *c->ms, compare);
     t.median_ms = quantile(c->ms, c->n, 0.5);
     t.p10_ms = quantile(c->ms, c->n, 0.1);
     t.p90_ms = quantile(c->ms, c->n, 0.9);
     return t;
+}
+
+/* Medians of shares do not quite add up to 1: they are made to. */
+static void find_shares(candidate *c, nn_share *share)
+{
+    const nn_plan *p = c->plan;
+    double sum = 0;
+    for (int i = 0; i < p->g->n_node; i++)
+        share[i] = (nn_share){ 0 };
+    for (int i = 0; i < p->n_step; i++) {
+        double *part = c->part + (size_t)i * (size_t)c->cap;
+        nn_share *to = &share[p->step[i].id];
+        to->stdev = deviation(part, c->n, mean_of(part, c->n));
+        qsort(part, (size_t)c->n, sizeof *part, compare);
+        sum += to->median = quantile(part, c->n, 0.5);
+    }
+    for (int i = 0; i < p->g->n_node; i++)
+        share[i].median /= sum;
 }
 
 static bool is_steady(const candidate *c, double spread, double *sorted)
@@ -136,6 +182,13 @@ static bool measure(candidate *c, int n, const nn_time_options *o, int rounds, i
     return true;
 }
 
+static bool candidate_init(candidate *c, nn_plan *plan, double *ms, int cap, bool parts, err *e)
+{
+    const size_t steps = (size_t)plan->n_step + 1;
+    *c = (candidate){ .plan = plan, .ms = ms, .cap = cap };
+    return !parts || ((c->ns = mem_new(steps, sizeof *c->ns, e)) && (c->part = mem_new(steps * (size_t)cap, sizeof *c->part, e)));
+}
+
 bool nn_plan_time(nn_plan *const *plan, int n, const nn_time_options *o, nn_timing *out, err *e)
 {
     const nn_time_options normal = { 0 };
@@ -147,10 +200,17 @@ bool nn_plan_time(nn_plan *const *plan, int n, const nn_time_options *o, nn_timi
     bool *steady = mem_new((size_t)n, sizeof *steady, e);
     bool ok = c && ms && order && steady;
     for (int i = 0; ok && i < n; i++)
-        c[i] = (candidate){ .plan = plan[i], .ms = ms + (size_t)i * (size_t)cap, .cap = cap };
+        ok = candidate_init(&c[i], plan[i], ms + (size_t)i * (size_t)cap, cap, o->share && o->share[i], e);
     ok = ok && measure(c, n, o, rounds, order, steady, ms + (size_t)n * (size_t)cap, e);
-    for (int i = 0; ok && i < n; i++)
+    for (int i = 0; ok && i < n; i++) {
+        if (c[i].part)
+            find_shares(&c[i], o->share[i]);
         out[i] = summary(&c[i]);
+    }
+    for (int i = 0; c && i < n; i++) {
+        mem_free(c[i].ns);
+        mem_free(c[i].part);
+    }
     mem_free(c);
     mem_free(ms);
     mem_free(order);

@@ -6,6 +6,7 @@
  * leaves a node behind. Names are the original's, so weights find their place. */
 #include "search/rewrite.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -238,11 +239,13 @@ typedef enum { PART_OTHER, PART_CONV, PART_NORM, PART_ADD, PART_ACT, PART_SKIP_F
 typedef struct {
     const rewrite_plan *p;
     const nn_graph *values;
-    bool merge;
+    rewrite_mode mode;
+    bool merge;                  /* not pruned */
     nn_graph *out;
     part *role;
     int  *which;                 /* position, or skip */
     int  *map;                   /* original node → node of out; -1: inside something merged */
+    int  *owner;                 /* node of out → its segment or -1 */
 } walk;
 
 static const nn_node *original(const walk *w, int v) { return &w->p->c->g->node[v]; }
@@ -306,6 +309,55 @@ static int add_pad(walk *w, const char *name, int in, const int pad[4], err *e)
     return nn_node_add(w->out, NN_OP_pad, text, &in, 1, &attr, e);
 }
 
+/* Padding that gives `out` positions from `in` with kernel k and stride s, split as evenly as can be. */
+static void split_pad(int64_t in, int64_t out, int k, int s, int *before, int *after)
+{
+    int total = (int)((out - 1) * s + k - in);
+    if (total < 0)
+        total = 0;
+    *before = total / 2;
+    *after = total - total / 2;
+}
+
+static int common_divisor(int a, int b) { return b ? common_divisor(b, a % b) : a; }
+
+/* Groups of what skip k goes through, 0: nothing. A slice that only subsamples is depthwise. */
+static int groups_of_side(const walk *w, int k)
+{
+    const search_skip *skip = &w->p->c->skip[k];
+    if (skip->conv >= 0)
+        return original(w, skip->conv)->attr.groups;
+    if (skip->slice < 0)
+        return 0;
+    const nn_node *n = original(w, skip->slice);
+    return n->attr.chan[0] || n->attr.chan[1] ? 1 : (int)n->dim[3];
+}
+
+/* The shape of segment r's conv, which reads node in. Its values stay moderate and far from the subnormal
+ * numbers, which would be slow. */
+static int add_shape(walk *w, const search_entry *r, const char *name, int in, err *e)
+{
+    const search_chain *c = w->p->c;
+    const int64_t *from = w->out->node[in].dim, *to = original(w, c->pos[r->end].conv)->dim;
+    nn_attr a = { .k = { r->ker, r->ker }, .stride = { r->str, r->str }, .out = (int)to[3], .bias = true };
+    for (int d = 0; d < 2; d++)
+        split_pad(from[1 + d], to[1 + d], r->ker, r->str, &a.pad[2 * d], &a.pad[2 * d + 1]);
+    for (int i = 0; i < r->n_keep; i++)
+        a.groups = common_divisor(a.groups, original(w, c->pos[r->keep[i]].conv)->attr.groups);
+    for (int k = 0; k < c->n_skip; k++)
+        if (w->p->skip[k].fused && c->skip[k].s >= r->st && c->skip[k].t <= r->end)
+            a.groups = common_divisor(a.groups, groups_of_side(w, k));
+    const int id = nn_node_add(w->out, NN_OP_conv2d, name, &in, 1, &a, e);
+    for (int k = 0; id >= 0 && k < w->out->node[id].n_w; k++) {
+        nn_param *p = &w->out->param[w->out->node[id].w[k]];
+        const int64_t n = nn_param_count(p);
+        const float size = 1 / sqrtf((float)(n / to[3]));
+        for (int64_t i = 0; i < n; i++)
+            p->x[i] = size * (float)(i % 17 - 8) / 8;
+    }
+    return id;
+}
+
 static int walk_conv(walk *w, int l, err *e)
 {
     const rewrite_plan *p = w->p;
@@ -321,6 +373,8 @@ static int walk_conv(walk *w, int l, err *e)
     int m = p->segment[l];
     nn_affine a;
     int in = mapped(w, original(w, p->c->pos[p->s->segment[m].st + 1].conv)->in[0], e);
+    if (in >= 0 && w->mode == REWRITE_SHAPES && p->s->segment[m].n_keep)
+        return add_shape(w, &p->s->segment[m], n->name, in, e);
     if (in < 0 || !rewrite_segment(p, m, w->values, &a, e))
         return -1;
     int id = nn_affine_node(w->out, n->name, in, &a, e);
@@ -422,9 +476,23 @@ static int walk_part(walk *w, int v, err *e)
     }
 }
 
+static int owner_of(const walk *w, int v)
+{
+    const rewrite_plan *p = w->p;
+    switch (w->role[v]) {
+    case PART_OTHER:
+        return -1;
+    case PART_SKIP_FIRST: case PART_SKIP_NORM:
+        return p->segment[p->c->skip[w->which[v]].t];
+    default:
+        return p->segment[w->which[v]];
+    }
+}
+
 static bool walk_nodes(walk *w, err *e)
 {
     const search_chain *c = w->p->c;
+    int owned = 0;
     for (int v = 0; v < c->g->n_node; v++) {
         w->map[v] = -1;
         if (is_inside(w, v))
@@ -435,6 +503,8 @@ static bool walk_nodes(walk *w, err *e)
             w->map[v] = finish_node(w, w->which[v], w->map[v], e);
         if (w->map[v] < 0)
             return false;
+        while (owned < w->out->n_node)
+            w->owner[owned++] = owner_of(w, v);
     }
     w->out->output = w->map[c->g->output];
     w->out->barrier = c->g->barrier;
@@ -466,24 +536,39 @@ static void assign_roles(walk *w)
     }
 }
 
-nn_graph *rewrite_graph(const rewrite_plan *p, const nn_graph *values, bool merge, err *e)
+/* The owners of the nodes that are left. */
+static bool find_owners(const walk *w, const nn_graph *left, int **owner, err *e)
+{
+    *owner = mem_new((size_t)left->n_node, sizeof **owner, e);
+    for (int i = 0; *owner && i < left->n_node; i++)
+        (*owner)[i] = w->owner[nn_graph_find(w->out, left->node[i].name)];
+    return *owner != NULL;
+}
+
+nn_graph *rewrite_graph(const rewrite_plan *p, const nn_graph *values, rewrite_mode mode, int **owner, err *e)
 {
     size_t n = (size_t)p->c->g->n_node;
-    walk w = { .p = p, .values = values, .merge = merge };
+    walk w = { .p = p, .values = values, .mode = mode, .merge = mode != REWRITE_PRUNED };
     w.out = nn_graph_new(p->c->g->arch, e);
     w.role = w.out ? mem_new(n, sizeof *w.role, e) : NULL;
     w.which = w.role ? mem_new(n, sizeof *w.which, e) : NULL;
     w.map = w.which ? mem_new(n, sizeof *w.map, e) : NULL;
+    w.owner = w.map ? mem_new(3 * n, sizeof *w.owner, e) : NULL;        /* a node leaves at most pad, itself, activation */
     nn_graph *result = NULL;
-    if (w.map) {
+    if (w.owner) {
         assign_roles(&w);
         if (walk_nodes(&w, e))
             result = nn_graph_prune(w.out, e);
+    }
+    if (result && owner && !find_owners(&w, result, owner, e)) {
+        nn_graph_free(result);
+        result = NULL;
     }
     nn_graph_free(w.out);
     mem_free(w.role);
     mem_free(w.which);
     mem_free(w.map);
+    mem_free(w.owner);
     return result;
 }
 
@@ -494,7 +579,7 @@ nn_graph *search_prune(const search_chain *c, const search_solution *s, err *e)
     rewrite_plan p;
     if (!rewrite_plan_init(&p, c, s, e))
         return NULL;
-    nn_graph *g = rewrite_graph(&p, c->g, false, e);
+    nn_graph *g = rewrite_graph(&p, c->g, REWRITE_PRUNED, NULL, e);
     rewrite_plan_free(&p);
     return g;
 }

@@ -149,8 +149,10 @@ static bool print_outcome(const cli_common *c, const compress_options *o, const 
         ok = file_read(path, &text, e);
     } else {
         search_report_table(out->row, 3, &text);
-        buf_printf(&text, "measured speed-up %.2f (predicted %.2f) at batch %d on %d threads; budget %.3f ms; %d entries searched\n",
-                   out->speedup, out->predicted_speedup, out->batch, par_threads(), out->budget_ms, out->entries);
+        buf_printf(&text, "measured speed-up %.2f (predicted %.2f) at batch %d on %d threads; %d entries searched\n",
+                   out->speedup, out->predicted_speedup, out->batch, par_threads(), out->entries);
+        buf_printf(&text, "latency table: base %.3f ms, budget %.3f ms; predicted ms is the table's at the pace of this measurement\n",
+                   out->table_base_ms, out->budget_ms);
         buf_printf(&text, "merged = pruned: largest difference %.1e of the largest output, top-1 agreement %.2f %% on %lld images\n",
                    out->verdict.max_rel, 100 * out->verdict.agreement, (long long)out->verdict.n);
         buf_printf(&text, "%s/merged.safetensors  %s/report.html\n", o->run, o->run);

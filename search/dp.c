@@ -251,17 +251,24 @@ bool search_front_solve(const search_front *f, const search_table *t, int64_t bu
 
 /* ---- base time and methods ------------------------------------------------------------------------------ */
 
+const search_entry *search_single_layer(const search_table *t, int l, err *e)
+{
+    const search_entry *best = NULL;
+    for (int r = 0; r < t->n; r++) {
+        const search_entry *row = &t->row[r];
+        if (row->st == l - 1 && row->end == l && (!best || row->ker > best->ker)) best = row;
+    }
+    if (!best) err_set(e, ERR_DATA, "the table has no entry for the single layer (%d,%d]", l - 1, l);
+    return best;
+}
+
 bool search_base_time(const search_table *t, int64_t *ns, err *e)
 {
     *ns = 0;
     for (int l = 1; l <= t->L; l++) {
-        const search_entry *best = NULL;
-        for (int r = 0; r < t->n; r++) {
-            const search_entry *row = &t->row[r];
-            if (row->st == l - 1 && row->end == l && (!best || row->ker > best->ker)) best = row;
-        }
-        if (!best) return err_set(e, ERR_DATA, "the table has no entry for the single layer (%d,%d]", l - 1, l);
-        *ns += best->time_ns;
+        const search_entry *row = search_single_layer(t, l, e);
+        if (!row) return false;
+        *ns += row->time_ns;
     }
     return true;
 }

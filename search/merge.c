@@ -123,9 +123,9 @@ nn_graph *search_merge(const search_chain *c, const search_solution *s, const nn
     rewrite_plan p;
     if (!rewrite_plan_init(&p, c, s, e))
         return NULL;
-    nn_graph *want = rewrite_graph(&p, c->g, false, e), *out = NULL;
+    nn_graph *want = rewrite_graph(&p, c->g, REWRITE_PRUNED, NULL, e), *out = NULL;
     if (want && check_pruned(want, pruned, e))
-        out = rewrite_graph(&p, pruned, true, e);
+        out = rewrite_graph(&p, pruned, REWRITE_MERGED, NULL, e);
     nn_graph_free(want);
     rewrite_plan_free(&p);
     return out;

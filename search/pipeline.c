@@ -355,13 +355,16 @@ static void fill_outcome(const run_state *s, search_outcome *out)
 {
     static const char *const names[] = { "base", "pruned", "merged" };
     nn_graph *g[3] = { s->base, s->tuned, s->merged };
-    double predicted[3] = { s->fixed.base_ms, (double)NAN, (double)s->solution.time_ns / 1e6 };
+    /* The table was made at another pace of the machine: the base network says which. */
+    const double pace = s->timing[0].median_ms / s->fixed.base_ms;
+    double predicted[3] = { pace * s->fixed.base_ms, (double)NAN, pace * (double)s->solution.time_ns / 1e6 };
     for (int k = 0; k < 3; k++)
         out->row[k] = (search_row){ names[k], s->accuracy[k].top1, s->accuracy[k].loss, s->timing[k].median_ms, s->timing[k].p10_ms,
                                     s->timing[k].p90_ms, predicted[k], nn_graph_macs(g[k]), nn_graph_weights(g[k]) };
     out->verdict = s->verdict;
     out->speedup = s->timing[0].median_ms / s->timing[2].median_ms;
     out->predicted_speedup = predicted[0] / predicted[2];
+    out->table_base_ms = s->fixed.base_ms;
     out->budget_ms = (double)s->solution.budget_ns / 1e6;
     out->entries = s->table.n;
     out->batch = s->job->latency.batch;
@@ -380,6 +383,7 @@ static bool write_report(const run_state *s, const search_outcome *out, err *e)
     json_number(&w, "budget_ms", out->budget_ms);
     json_number(&w, "speedup", out->speedup);
     json_number(&w, "predicted_speedup", out->predicted_speedup);
+    json_number(&w, "table_base_ms", out->table_base_ms);
     json_begin(&w, "networks", '[');
     for (int k = 0; k < 3; k++) {
         const search_row *r = &out->row[k];

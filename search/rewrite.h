@@ -41,8 +41,13 @@ typedef struct {
 bool rewrite_plan_init(rewrite_plan *p, const search_chain *c, const search_solution *s, err *e);
 void rewrite_plan_free(rewrite_plan *p);
 
-/* The graph of the plan; values come from `values` by name. merge: one conv per segment. */
-nn_graph *rewrite_graph(const rewrite_plan *p, const nn_graph *values, bool merge, err *e);
+/* Merged: one conv per segment. Its shape alone: with a pattern for weights, which costs nothing to make, and
+ * padding that gives the right size. */
+typedef enum { REWRITE_PRUNED, REWRITE_MERGED, REWRITE_SHAPES } rewrite_mode;
+/* The graph of the plan; values come from `values` by name. owner, if not NULL, becomes the segment that each
+ * node of the graph belongs to, -1: what no choice can change. A skip belongs to the segment it ends in. Freed by
+ * the caller. */
+nn_graph *rewrite_graph(const rewrite_plan *p, const nn_graph *values, rewrite_mode mode, int **owner, err *e);
 /* Segment m as one affine conv (A.4), values from `values`; the identity when nothing is left. */
 bool rewrite_segment(const rewrite_plan *p, int m, const nn_graph *values, nn_affine *out, err *e);
 

@@ -107,8 +107,9 @@ search_point search_front_at(const search_front *f, int i);
 /* The best point with fixed + time within budget (feasible false, least_ns set, when there is none). */
 bool  search_front_solve(const search_front *f, const search_table *t, int64_t budget_ns,
                          int64_t fixed_ns, search_solution *out, err *e);
-/* Time of the original chain: the single-layer entries with their convs, largest kernel each. A node
- * without one: ERR_DATA. */
+/* Conv l by itself: the entry (l-1,l] with the largest kernel. None: ERR_DATA. */
+const search_entry *search_single_layer(const search_table *t, int l, err *e);
+/* Time of the original chain: all of these. */
 bool  search_base_time(const search_table *t, int64_t *ns, err *e);
 /* Methods are rows: which entries of the table each may use. */
 typedef struct { const char *name, *summary; bool (*offers)(const search_entry *row); } search_method;
@@ -147,9 +148,10 @@ typedef struct {
     void (*tick)(void *ctx, int done, int total); void *ctx;
 } search_latency_options;
 /* 3.3: what no choice can change (before the chain, its pools, behind it), the whole network, and the
- * factor that was put on every number so that fixed + sum of single layers = base (near 1). */
+ * factor that was put on every number so that fixed + sum of single layers = base (near 1). All at the
+ * machine's pace in the mean over the measurement. */
 typedef struct { double fixed_ms, base_ms, scale; } search_fixed;
-/* Fill time_ms, stdev_ms, time_ns of every entry; same shape, same number. */
+/* Fill time_ms, stdev_ms, time_ns of every entry; same shape, same number. t needs the single layers. */
 bool search_measure(const search_chain *c, search_table *t, const search_latency_options *o,
                     search_fixed *fixed, err *e);
 
@@ -217,6 +219,8 @@ typedef struct {
     search_row row[3];           /* base, pruned, merged */
     search_verdict verdict;      /* pruned against merged: images of the validation split and noise */
     double  speedup, predicted_speedup, budget_ms;
+    double  table_base_ms;       /* of the base when the table was made. row[].predicted_ms is the table's, times
+                                  * what the base takes now / this; budget_ms is the table's */
     int     entries, batch;
     double  least_ms;            /* of ERR_NEGATIVE because of budget_ms: the least feasible latency; else 0 */
 } search_outcome;

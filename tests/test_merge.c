@@ -105,6 +105,46 @@ static void merged_equals_pruned_in_double_up_to_the_border(void)
     CHECK(fused > 100 && padded > 20 && cropped > 20 && slices > 20 && projections > 20 && nested > 20);
 }
 
+/* What the latency table times: the merged network's shapes without its weights. */
+static void shapes_are_those_of_the_merged_network(void)
+{
+    int same_kernel = 0, convs = 0, fixed = 0;
+    for (int t = 0; t < 100; t++) {
+        err e = { 0 };
+        nn_graph *g = random_graph(pick(9, 19), pick(9, 19), &e);
+        search_chain *c = search_chain_new(g, &e);
+        search_solution s = random_solution(c, pick(10, 100), chance(30));
+        nn_graph *pruned = search_prune(c, &s, &e), *merged = search_merge(c, &s, pruned, &e);
+        rewrite_plan p;
+        int *owner = NULL, last = -1;
+        CHECK_OK(rewrite_plan_init(&p, c, &s, &e), e);
+        nn_graph *shapes = rewrite_graph(&p, c->g, REWRITE_SHAPES, &owner, &e);
+        CHECK_OK(merged && shapes && owner, e);
+        CHECK(shapes->n_node == merged->n_node);
+        for (int v = 0; v < shapes->n_node && v < merged->n_node; v++) {
+            const nn_node *a = &shapes->node[v], *b = &merged->node[v];
+            CHECK(a->op == b->op && !strcmp(a->name, b->name) && !memcmp(a->dim, b->dim, sizeof a->dim));
+            CHECK(owner[v] >= -1 && owner[v] < s.n_segment);
+            fixed += owner[v] < 0;
+            if (a->op != NN_OP_conv2d || owner[v] < 0) continue;
+            CHECK(s.segment[owner[v]].n_keep == 0 || owner[v] >= last);
+            last = owner[v] > last ? owner[v] : last;
+            CHECK(a->attr.groups == b->attr.groups);
+            convs++;
+            same_kernel += !memcmp(a->attr.k, b->attr.k, sizeof a->attr.k);
+        }
+        mem_free(owner);
+        rewrite_plan_free(&p);
+        nn_graph_free(shapes);
+        nn_graph_free(pruned);
+        nn_graph_free(merged);
+        search_solution_free(&s);
+        search_chain_free(c);
+        nn_graph_free(g);
+    }
+    CHECK(convs > 300 && 2 * same_kernel > convs && fixed > 100);         /* the others are not square */
+}
+
 /* ---- through plans -------------------------------------------------------------------------------------- */
 
 static void merged_equals_pruned_through_plans(void)
@@ -286,6 +326,7 @@ int main(void)
     START(2);
     dice = rng_at(3, RNG_TEST, 0, 0);
     RUN(merged_equals_pruned_in_double_up_to_the_border);
+    RUN(shapes_are_those_of_the_merged_network);
     RUN(merged_equals_pruned_through_plans);
     RUN(whole_networks_merge_exactly);
     RUN(depthwise_stays_compact_and_groups_become_their_common_divisor);

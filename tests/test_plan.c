@@ -613,6 +613,40 @@ static void the_ruler_orders_plans_by_their_work(void)
     nn_graph_free(g);
 }
 
+/* Two convs, one with ten thousand times the work of the other. */
+static void shares_say_where_the_time_goes(void)
+{
+    err e = { 0 };
+    nn_graph *g = nn_graph_new("two", &e);
+    int x = nn_add_input(g, "x", 40, 40, 32, &e);
+    const int big = x = nn_add_conv(g, "big", x, 32, 5, 1, 2, 1, true, false, &e);
+    const int relu = x = nn_add_op(g, NN_OP_relu, "relu", x, &e);
+    const int pool = x = nn_add_op(g, NN_OP_globalpool, "pool", x, &e);
+    const int tiny = x = nn_add_conv(g, "tiny", x, 4, 1, 1, 0, 1, true, false, &e);
+    g->output = x;
+    nn_state_init(g, 1);
+    nn_plan *plan = nn_plan_new(g, NN_INFER, 2, &e);
+    CHECK_OK(plan != NULL, e);
+    fill_inputs(plan, 1);
+    nn_plan_poison(plan, false);
+    nn_timing t;
+    nn_share share[8], *room = share;
+    CHECK(g->n_node <= 8);
+    const nn_time_options o = { .rounds = 5, .min_sample_ms = 1, .warm_ms = 5, .spread = 0.5, .share = &room };
+    CHECK_OK(nn_plan_time(&plan, 1, &o, &t, &e), e);
+    double sum = 0;
+    for (int i = 0; i < g->n_node; i++) {
+        CHECK(share[i].median >= 0 && share[i].stdev >= 0 && share[i].stdev < 1);
+        sum += share[i].median;
+    }
+    CHECK(fabs(sum - 1) < 1e-12);
+    CHECK(share[big].median > 0.5 && share[big].median > 4 * (share[tiny].median + share[pool].median));
+    CHECK(share[tiny].median > 0 && share[pool].median > 0);
+    CHECK(share[relu].median == 0);      /* part of the conv's step */
+    nn_plan_free(plan);
+    nn_graph_free(g);
+}
+
 int main(void)
 {
     START(0);
@@ -637,6 +671,7 @@ int main(void)
     RUN(impossible_plans_are_refused);
     RUN(the_number_of_threads_does_not_change_a_bit);
     RUN(the_ruler_orders_plans_by_their_work);
+    RUN(shares_say_where_the_time_goes);
     core_stop();
     END();
 }
