@@ -56,14 +56,14 @@ INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, cons
     }
 }
 
-INLINE void dw_store(const int T, const bool full, const dw_args *d, int c, int n, int count, vf *acc)
+INLINE void dw_store(const int T, const bool full, const dw_args *d, int64_t at, int n, int count, vf *acc)
 {
     const vf lo = v_set1(d->lo), hi = v_set1(d->hi);
     const int64_t step = d->y_step;
     const float *residual = d->residual;
-    float *y = d->y + c;
+    float *y = d->y + at;
     if (residual) UNROLL for (int t = 0; t < T; t++)
-        if (t < count) acc[t] = v_add(acc[t], dw_load(residual + c + t * step, full, n));
+        if (t < count) acc[t] = v_add(acc[t], dw_load(residual + at + t * step, full, n));
     UNROLL for (int t = 0; t < T; t++) {
         if (t >= count) break;
         vf v = v_min(hi, v_max(lo, acc[t]));
@@ -73,12 +73,12 @@ INLINE void dw_store(const int T, const bool full, const dw_args *d, int c, int 
 }
 
 /* What tiles to come will want, before it is wanted: memory is too far to be waited for. */
-INLINE void dw_fetch(const int T, const int S, const dw_args *d, int c, const float *out, const bool written)
+INLINE void dw_fetch(const int T, const int S, const dw_args *d, const float *x, const float *out, const bool written)
 {
-    const float *x = d->x + d->at + c + d->x_ahead;
+    x += d->at + d->x_ahead;
     for (int a = d->rows - d->fetched; a < d->rows; a++)
         UNROLL for (int j = 0; j < T * S; j++) __builtin_prefetch(x + a * d->x_row + j * d->x_step, 0, 2);
-    out += c + d->y_ahead;
+    out += d->y_ahead;
     UNROLL for (int t = 0; t < T; t++)
         if (written) __builtin_prefetch(out + t * d->y_step, 1, 2);     /* clang wants to see a constant */
         else __builtin_prefetch(out + t * d->y_step, 0, 2);
@@ -88,12 +88,12 @@ INLINE void dw_fetch(const int T, const int S, const dw_args *d, int c, const fl
  * What is full or has a prologue is compiled apart; so little is, the rows being a loop and vectors that are not full
  * taken tap by tap, because all other loops together compile in a quarter of the time that these take. */
 INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
-                      const dw_args *d, int c, int n)
+                      const dw_args *d, int tile, int c, int n)
 {
-    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
-    const float *x = d->x + c, *w = d->w + c;
+    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row, at = tile * d->y_next + c;
+    const float *x = d->x + tile * d->x_next + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, c, d->y, true);
+    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at, true);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
@@ -101,7 +101,7 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
     else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
             dw_chunk_taps(T, S, full, n, in, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
-    dw_store(T, full, d, c, n, W ? T : d->count, acc);
+    dw_store(T, full, d, at, n, W ? T : d->count, acc);
 }
 
 /* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
@@ -142,13 +142,13 @@ INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, con
 }
 
 INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
-                            const dw_args *d, int c, int n)
+                            const dw_args *d, int tile, int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
-    const float *x = d->x + c, *dy = d->dy + c;
+    const float *x = d->x + tile * d->x_next + c, *dy = d->dy + tile * d->y_next + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, c, d->dy, false);
+    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, dy, false);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) for (int a = 0; a < 3; a++)
@@ -160,21 +160,22 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
 
 /* One vector of the forward pass or of the weight gradient. */
 INLINE void dw_either(const bool wgrad, const int T, const int S, const int W, const uint32_t live, const bool full,
-                      const bool prologue, const dw_args *d, int c, int n)
+                      const bool prologue, const dw_args *d, int tile, int c, int n)
 {
-    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, d, c, n);
-    else dw_vector(T, S, W, live, full, prologue, d, c, n);
+    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, d, tile, c, n);
+    else dw_vector(T, S, W, live, full, prologue, d, tile, c, n);
 }
 
 INLINE int dw_inside(const bool wgrad, const int T, const int S, const uint32_t live, const bool prologue, const dw_args *d)
 {
     int c = 0;
-    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, d, c, LANES);
+    for (int tile = 0; tile < d->tiles; tile++)
+        for (c = 0; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, d, tile, c, LANES);
     return c;
 }
 
-/* The channels that fill vectors of a full tile of three rows and one chunk of three taps, alone or at a padded
- * side; says how many they are, 0 of any other tile. */
+/* The channels that fill vectors of full tiles of three rows and one chunk of three taps, alone or at a padded
+ * side; says how many they are, 0 of any other tiles. */
 INLINE int dw_three(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d)
 {
     if (d->rows != 3 || d->chunks != 1 || d->chunk->taps != 3 || d->count != T) return 0;
@@ -187,9 +188,9 @@ INLINE int dw_three(const bool wgrad, const int T, const int S, const bool prolo
 }
 
 /* Channels from c on, of any tile. */
-INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d, int c)
+INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d, int tile, int c)
 {
-    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, d, c, LANES);
+    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, d, tile, c, LANES);
     return c;
 }
 
@@ -199,9 +200,10 @@ INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologu
     static __attribute__((noinline)) void NAME##_any_##T##_##S(const dw_args *d, int c) \
     { \
         const dw_args own = *d; \
-        if (own.scale) c = dw_any(WGRAD, T, S, true, &own, c); \
-        else c = dw_any(WGRAD, T, S, false, &own, c); \
-        if (c < own.channels) dw_either(WGRAD, T, S, 0, 0, false, own.scale != NULL, &own, c, own.channels - c); \
+        for (int tile = 0; tile < own.tiles; tile++) { \
+            int done = own.scale ? dw_any(WGRAD, T, S, true, &own, tile, c) : dw_any(WGRAD, T, S, false, &own, tile, c); \
+            if (done < own.channels) dw_either(WGRAD, T, S, 0, 0, false, own.scale != NULL, &own, tile, done, own.channels - done); \
+        } \
     } \
     static void NAME##_##T##_##S(const dw_args *d) \
     { \

@@ -148,8 +148,23 @@ static dw_piece piece_at(const dw_plan *p, int64_t image_band, int part)
     return (dw_piece){ image_band / p->bands, r0, (int)kern_min(p->g.qh, r0 + p->rows), c0, (int)kern_min(p->channels, p->g.groups - c0) };
 }
 
-/* Tile i of output row r, what both kernels want to know; *a0 is its first tap row inside the image. */
-static dw_args tile_at(const dw_plan *p, const dw_piece *q, int i, int r, int64_t w_step, const float *x, int *a0)
+/* Output rows from r on that have the same tap rows inside the image. */
+static int rows_alike(const dw_plan *p, int r, int end)
+{
+    const gather *g = &p->g;
+    int a0, a1, b0, b1, n = 1;
+    taps_live(g->row, g->th, r, r, g->sh, g->ih, &a0, &a1);
+    for (; r + n < end; n++) {
+        taps_live(g->row, g->th, r + n, r + n, g->sh, g->ih, &b0, &b1);
+        if (a0 != b0 || a1 != b1) break;
+    }
+    return n;
+}
+
+/* Tile i of output rows r, r+1, ...: n of them, all alike. What both kernels want to know; *a0 is their first tap row
+ * inside the image. y_row, y_col: floats from a row and a column of y or dy to the next. */
+static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n, int64_t w_step, const float *x, int64_t y_row,
+                        int64_t y_col, int *a0)
 {
     const gather *g = &p->g;
     const dw_tile *t = &p->tile[i];
@@ -158,8 +173,9 @@ static dw_args tile_at(const dw_plan *p, const dw_piece *q, int i, int r, int64_
     taps_live(g->row, g->th, r, r, g->sh, g->ih, a0, &a1);
     int64_t ih = g->th ? r * g->sh + g->row[0] + *a0 * row_step(g) : 0;
     return (dw_args){ .x = x + (q->n * g->ih + ih) * line + t->first * g->sw * C + q->c0, .x_row = row_step(g) * line,
-                      .x_step = g->sw / p->inner * C, .w_row = g->tw * w_step, .w_step = w_step, .chunk = p->chunk + i * p->chunks,
-                      .chunks = p->chunks, .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
+                      .x_step = g->sw / p->inner * C, .w_row = g->tw * w_step, .w_step = w_step, .y_step = y_col,
+                      .x_next = g->sh * line, .y_next = y_row, .tiles = n, .chunk = p->chunk + i * p->chunks, .chunks = p->chunks,
+                      .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
 }
 
 /* y_row: floats from a row of outputs to the next. */
@@ -190,15 +206,14 @@ typedef struct {
     float *y, lo, hi;
 } dw_job;
 
-static void run_tile(const dw_job *j, const dw_plan *p, const dw_piece *q, int i, int r)
+static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int i, int r, int n)
 {
     const gather *g = &p->g;
     int a0;
-    dw_args d = tile_at(p, q, i, r, g->groups, j->x, &a0);
+    dw_args d = tiles_at(p, q, i, r, n, g->groups, j->x, g->y_row, g->y_col, &a0);
     int64_t at = g->y_base + q->n * g->y_img + r * g->y_row + p->tile[i].first * g->y_col + q->c0;
     d.w = j->packed + p->packed_at + a0 * d.w_row + q->c0;
     d.y = j->y + at;
-    d.y_step = g->y_col;
     add_fetch(&d, p, g->y_row);
     d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
     d.residual = j->ep->residual ? j->ep->residual + at : NULL;
@@ -206,7 +221,8 @@ static void run_tile(const dw_job *j, const dw_plan *p, const dw_piece *q, int i
     d.lo = j->lo;
     d.hi = j->hi;
     kern.dw[p->width][p->inner - 1](&d);
-    for (int t = 0; j->ep->act == ACT_SILU && t < d.count; t++) silu_in_place(d.y + t * d.y_step, d.channels);
+    for (int k = 0; j->ep->act == ACT_SILU && k < n; k++)
+        for (int t = 0; t < d.count; t++) silu_in_place(d.y + k * d.y_next + t * d.y_step, d.channels);
 }
 
 int64_t dw_parts(const dw_plan *p) { return (int64_t)p->g.n * p->bands; }
@@ -228,7 +244,7 @@ static void run_task(void *ctx, int64_t task, int worker)
     dw_piece q = piece_at(p, task / p->parts, (int)(task % p->parts));
     if (q.n >= p->g.n) return;                          /* a phase with fewer bands than others */
     for (int i = 0; i < p->tiles; i++)
-        for (int r = q.r0; r < q.r1; r++) run_tile(j, p, &q, i, r);
+        for (int r = q.r0, n; r < q.r1; r += n) run_tiles(j, p, &q, i, r, n = rows_alike(p, r, q.r1));
     if (j->ep->part) sum_piece(j, &p->g, &q, task / p->parts);
 }
 
@@ -273,11 +289,11 @@ static void sum_block(void *ctx, int64_t i, int worker)
     for (int64_t b = bands * block / p->blocks; b < bands * (block + 1) / p->blocks; b++) {
         q = piece_at(p, b, (int)(i % p->parts));
         for (int t = 0; t < p->tiles; t++)
-            for (int r = q.r0; r < q.r1; r++) {
+            for (int r = q.r0, n; r < q.r1; r += n) {
                 int a0;
-                dw_args d = tile_at(p, &q, t, r, padded(p), j->x, &a0);
+                n = rows_alike(p, r, q.r1);
+                dw_args d = tiles_at(p, &q, t, r, n, padded(p), j->x, (int64_t)g->qw * g->groups, g->groups, &a0);
                 d.dy = j->dy + ((q.n * g->qh + r) * g->qw + p->tile[t].first) * g->groups + q.c0;
-                d.y_step = g->groups;
                 add_fetch(&d, p, (int64_t)g->qw * g->groups);
                 d.sum = sums + a0 * d.w_row + q.c0;
                 add_prologue(&d, j->pro, q.c0);
