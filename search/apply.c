@@ -319,34 +319,19 @@ static void split_pad(int64_t in, int64_t out, int k, int s, int *before, int *a
     *after = total - total / 2;
 }
 
-static int common_divisor(int a, int b) { return b ? common_divisor(b, a % b) : a; }
-
-/* Groups of what skip k goes through, 0: nothing. A slice that only subsamples is depthwise. */
-static int groups_of_side(const walk *w, int k)
-{
-    const search_skip *skip = &w->p->c->skip[k];
-    if (skip->conv >= 0)
-        return original(w, skip->conv)->attr.groups;
-    if (skip->slice < 0)
-        return 0;
-    const nn_node *n = original(w, skip->slice);
-    return n->attr.chan[0] || n->attr.chan[1] ? 1 : (int)n->dim[3];
-}
-
 /* The shape of segment r's conv, which reads node in. Its values stay moderate and far from the subnormal
  * numbers, which would be slow. */
 static int add_shape(walk *w, const search_entry *r, const char *name, int in, err *e)
 {
     const search_chain *c = w->p->c;
+    const search_shape shape = search_shape_of(c, r);
     const int64_t *from = w->out->node[in].dim, *to = original(w, c->pos[r->end].conv)->dim;
-    nn_attr a = { .k = { r->ker, r->ker }, .stride = { r->str, r->str }, .out = (int)to[3], .bias = true };
-    for (int d = 0; d < 2; d++)
-        split_pad(from[1 + d], to[1 + d], r->ker, r->str, &a.pad[2 * d], &a.pad[2 * d + 1]);
-    for (int i = 0; i < r->n_keep; i++)
-        a.groups = common_divisor(a.groups, original(w, c->pos[r->keep[i]].conv)->attr.groups);
-    for (int k = 0; k < c->n_skip; k++)
-        if (w->p->skip[k].fused && c->skip[k].s >= r->st && c->skip[k].t <= r->end)
-            a.groups = common_divisor(a.groups, groups_of_side(w, k));
+    nn_attr a = { .out = (int)to[3], .groups = shape.groups, .bias = true };
+    for (int d = 0; d < 2; d++) {
+        a.k[d] = shape.k[d];
+        a.stride[d] = shape.stride[d];
+        split_pad(from[1 + d], to[1 + d], a.k[d], a.stride[d], &a.pad[2 * d], &a.pad[2 * d + 1]);
+    }
     const int id = nn_node_add(w->out, NN_OP_conv2d, name, &in, 1, &a, e);
     for (int k = 0; id >= 0 && k < w->out->node[id].n_w; k++) {
         nn_param *p = &w->out->param[w->out->node[id].w[k]];

@@ -5,12 +5,12 @@
  * maps look 15 % cheaper than they are, and the speed-up of merging 16 % larger). So a few networks are made
  * that between them hold every entry, each a path from the first conv to the last as a solution is one, and
  * their steps are timed: the merged conv with bias, the explicit skip that ends at its last node if a boundary
- * lies inside the block (with its projection), and the activation there. The first network is the base.
+ * lies inside the block (with its projection), and the activation there.
  *
  * The same shape is the same entry: the key is its text, its number the mean over wherever it was met.
  *
  * The machine's pace is not the same from minute to minute, and the networks with their kernels together
- * fill gigabytes. So they are timed in groups, every group with the base network in it, and all numbers are
+ * fill gigabytes. So they are timed in groups, every group with the network as it is beside them, and all numbers are
  * first of all shares of what that took meanwhile. */
 #include "search/rewrite.h"
 
@@ -18,12 +18,12 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Plans are alive together so that their samples interleave; this much memory at a time. The machine is
+/* Plans are alive together so that their samples interleave, while they fit into this much memory. The machine is
  * warm from the network before: one needs no long warm-up of its own. */
 enum { GROUP_PLANS = 16, WARM_MS = 10 };
 static const size_t group_bytes = (size_t)2 << 30;
 
-/* In units of what the base network took meanwhile. */
+/* In units of what the whole network took meanwhile. */
 typedef struct { double sum, squares, noise; int n; } tally;
 
 static void note(tally *t, double share, double stdev)
@@ -55,7 +55,9 @@ typedef struct {
     int   *row;                  /* network k has rows row[k*L + 0 … n_row[k]-1] */
     int   *n_row, n_net, cap_net;
     tally  fixed;
-    double base_ms;              /* summed over n_group groups */
+    nn_graph *g;                 /* the network as it is */
+    nn_plan  *whole;
+    double base_ms;              /* of it, summed over n_group groups */
     int    n_group, timed, timing;        /* networks that are done, those of the group */
 } work;
 
@@ -69,12 +71,13 @@ static bool has_act(const search_chain *c, const search_entry *row) { return c->
 static void entry_text(const search_chain *c, const search_entry *row, buf *out)
 {
     const int64_t *from = c->g->node[input_of(c, row->st + 1)].dim, *to = c->g->node[c->pos[row->end].conv].dim;
-    buf_printf(out, "%lldx%lldx%lld to %lldx%lldx%lld kernel %d stride %d depthwise %d act %d", (long long)from[1],
-               (long long)from[2], (long long)from[3], (long long)to[1], (long long)to[2], (long long)to[3], row->ker,
-               row->str, row->is_dw, has_act(c, row));
+    const search_shape s = search_shape_of(c, row);
+    buf_printf(out, "%lldx%lldx%lld to %lldx%lldx%lld kernel %dx%d stride %dx%d groups %d act %d", (long long)from[1],
+               (long long)from[2], (long long)from[3], (long long)to[1], (long long)to[2], (long long)to[3], s.k[0], s.k[1],
+               s.stride[0], s.stride[1], s.groups, has_act(c, row));
     for (int k = 0; k < c->n_skip; k++) {
         const search_skip *skip = &c->skip[k];
-        if (skip->t != row->end || skip->s >= row->st) continue;
+        if (skip->t != row->end || (skip->fusible && skip->s >= row->st)) continue;
         const int64_t *d = c->g->node[c->node[skip->s]].dim;
         buf_printf(out, " add %lldx%lldx%lld", (long long)d[1], (long long)d[2], (long long)d[3]);
         if (skip->conv >= 0 || skip->slice >= 0) buf_printf(out, " through %d %d", skip->conv, skip->slice);
@@ -123,6 +126,7 @@ static void put_row(work *w, int r)
     if (w->of[r] >= 0) w->kind[w->of[r]].covered = true;
 }
 
+/* The layers of the network as it is. */
 static bool base_network(work *w, err *e)
 {
     if (!add_network(w, e)) return false;
@@ -134,8 +138,8 @@ static bool base_network(work *w, err *e)
     return true;
 }
 
-/* The path with the most entries that no network holds yet, of those one with many segments, which is close to
- * the base. Into w->path; how many such entries. */
+/* The path with the most entries that no network holds yet, of those one with many convs, which is close to the
+ * network as it is. Into w->path; how many such entries. */
 static int find_path(work *w)
 {
     const search_table *t = w->t;
@@ -145,7 +149,7 @@ static int find_path(work *w)
             const search_entry *row = &t->row[r];
             if (row->end != l || w->path[row->st][0] < 0) continue;
             const bool fresh = w->of[r] >= 0 && !w->kind[w->of[r]].covered;
-            const int worth = w->path[row->st][0] + (fresh ? t->L + 1 : 0) + 1;
+            const int worth = w->path[row->st][0] + (fresh ? t->L + 1 : 0) + (w->of[r] >= 0);
             if (worth > w->path[l][0]) { w->path[l][0] = worth; w->path[l][1] = r; }
         }
     return w->path[t->L][0] / (t->L + 1);
@@ -203,27 +207,39 @@ static void network_plan_free(network_plan *n)
     mem_free(n->share);
 }
 
+static void fill_input(nn_plan *plan, const nn_graph *g, int batch)
+{
+    const int64_t *d = nn_input(g, 0)->dim, count = batch * d[1] * d[2] * d[3];
+    float *x = nn_plan_input(plan, 0);
+    for (int64_t i = 0; i < count; i++) x[i] = (float)(i % 17 - 8) / 8;
+}
+
 static bool network_plan_new(network_plan *n, const work *w, int k, err *e)
 {
     *n = (network_plan){ 0 };
     n->g = network(w, k, &n->owner, e);
     n->share = n->g ? mem_new((size_t)n->g->n_node, sizeof *n->share, e) : NULL;
     n->plan = n->share ? nn_plan_new(n->g, NN_INFER, w->o->batch, e) : NULL;
-    if (!n->plan) return false;
-    const int64_t *d = nn_input(n->g, 0)->dim, count = w->o->batch * d[1] * d[2] * d[3];
-    float *x = nn_plan_input(n->plan, 0);
-    for (int64_t i = 0; i < count; i++) x[i] = (float)(i % 17 - 8) / 8;
-    return true;
+    if (n->plan) fill_input(n->plan, n->g, w->o->batch);
+    return n->plan != NULL;
 }
 
-static size_t network_bytes(const network_plan *n)
+static bool whole_plan_new(work *w, err *e)
 {
-    size_t bytes = nn_plan_describe(n->plan).arena_bytes;
-    for (int i = 0; i < n->g->n_param; i++) bytes += (size_t)nn_param_count(&n->g->param[i]) * sizeof(float);
+    w->g = nn_graph_copy(w->c->g, e);
+    w->whole = w->g ? nn_plan_new(w->g, NN_INFER, w->o->batch, e) : NULL;
+    if (w->whole) fill_input(w->whole, w->g, w->o->batch);
+    return w->whole != NULL;
+}
+
+static size_t network_bytes(const nn_graph *g, const nn_plan *plan)
+{
+    size_t bytes = nn_plan_describe(plan).arena_bytes;
+    for (int i = 0; i < g->n_param; i++) bytes += (size_t)nn_param_count(&g->param[i]) * sizeof(float);
     return bytes;
 }
 
-/* What network k took, in units of what the base took, to its rows' kinds. */
+/* What network k took, in units of what the whole network took, to its rows' kinds. */
 static bool note_network(work *w, int k, const network_plan *n, double ratio, err *e)
 {
     const int rows = w->n_row[k];
@@ -249,53 +265,55 @@ static void tick(void *ctx, int done, int total)
     if (w->o->tick) w->o->tick(w->o->ctx, w->timed + w->timing * done / total, w->n_net);
 }
 
-/* Time the next networks beside the base, as many as fit. */
-static bool time_group(work *w, const network_plan *base, err *e)
+/* Time the next networks beside the whole one, as many as will fit if they are no larger than those before them. */
+static bool time_group(work *w, err *e)
 {
-    const int from = w->timed;
-    network_plan net[1 + GROUP_PLANS] = { *base };
-    nn_plan *plan[1 + GROUP_PLANS] = { base->plan };
-    nn_share *share[1 + GROUP_PLANS] = { base->share };
+    network_plan net[GROUP_PLANS];
+    nn_plan *plan[1 + GROUP_PLANS] = { w->whole };
+    nn_share *share[1 + GROUP_PLANS] = { NULL };
     nn_timing timing[1 + GROUP_PLANS];
-    int n = 1;
-    size_t bytes = 0;
+    size_t bytes = network_bytes(w->g, w->whole), most = 0;
+    int n = 0;
     bool ok = true;
-    for (; ok && n <= GROUP_PLANS && from + n - 1 < w->n_net && (n == 1 || bytes < group_bytes); n++) {
-        ok = network_plan_new(&net[n], w, from + n - 1, e);
-        plan[n] = net[n].plan;
-        share[n] = net[n].share;
-        if (ok) bytes += network_bytes(&net[n]);
+    while (ok && n < GROUP_PLANS && w->timed + n < w->n_net && (n == 0 || bytes + most <= group_bytes)) {
+        ok = network_plan_new(&net[n], w, w->timed + n, e);
+        const size_t more = ok ? network_bytes(net[n].g, net[n].plan) : 0;
+        bytes += more;
+        most = more > most ? more : most;
+        plan[1 + n] = net[n].plan;
+        share[1 + n] = net[n].share;
+        n++;
     }
     nn_time_options time = w->o->time;
     if (time.warm_ms <= 0) time.warm_ms = WARM_MS;
     time.share = share;
     time.tick = tick;
     time.ctx = w;
-    w->timing = n - 1;
-    ok = ok && nn_plan_time(plan, n, &time, timing, e);
-    for (int k = 0; ok && k < n; k++) ok = note_network(w, k ? from + k - 1 : 0, &net[k], timing[k].median_ms / timing[0].median_ms, e);
-    for (int k = 1; k < n; k++) network_plan_free(&net[k]);
+    w->timing = n;
+    ok = ok && nn_plan_time(plan, 1 + n, &time, timing, e);
+    for (int k = 0; k < n; k++) {
+        ok = ok && note_network(w, w->timed + k, &net[k], timing[1 + k].median_ms / timing[0].median_ms, e);
+        network_plan_free(&net[k]);
+    }
     if (!ok) return false;
     w->base_ms += timing[0].median_ms;
     w->n_group++;
-    w->timed = from + n - 1;
+    w->timed += n;
     return true;
 }
 
 static bool time_all(work *w, err *e)
 {
-    network_plan base;
-    bool ok = network_plan_new(&base, w, 0, e);
-    w->timed = 1;
-    do ok = ok && time_group(w, &base, e);
-    while (ok && w->timed < w->n_net);                   /* the base alone is a group when there is nothing else */
-    network_plan_free(&base);
+    bool ok = whole_plan_new(w, e);
+    while (ok && w->timed < w->n_net) ok = time_group(w, e);
+    nn_plan_free(w->whole);
+    nn_graph_free(w->g);
     return ok;
 }
 
 /* ---- the table ---------------------------------------------------------------------------------------------- */
 
-/* In whole nanoseconds: what the solver counts, what the table says. ms: what the base network is worth. */
+/* In whole nanoseconds: what the solver counts, what the table says. ms: what the whole network is worth. */
 static void set_time(search_entry *row, const tally *t, double ms)
 {
     row->time_ns = t ? (int64_t)ceil(tally_mean(t) * ms * 1e6) : 0;
@@ -303,7 +321,7 @@ static void set_time(search_entry *row, const tally *t, double ms)
     row->stdev_ms = t ? nearbyint(tally_stdev(t) * ms * 1e6) / 1e6 : 0;
 }
 
-/* Entries as they were met, then the factor that makes those of the base add up to it. */
+/* Entries as they were met, then the factor that makes the single layers add up to the whole network. */
 static bool set_times(const work *w, search_table *t, search_fixed *fixed, err *e)
 {
     int64_t layers;

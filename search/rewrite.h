@@ -13,6 +13,9 @@ int  search_skip_source(const search_chain *c, const search_skip *k);
 int  search_kernel_of(const search_chain *c, const int *keep, int n_keep);
 /* Total stride of (i,j]: largest of both directions. */
 int  search_stride_of(const search_chain *c, int i, int j);
+/* The conv that an entry becomes, per direction; groups are the common divisor of all that is merged into it. */
+typedef struct { int k[2], stride[2], groups; } search_shape;
+search_shape search_shape_of(const search_chain *c, const search_entry *row);
 
 typedef struct {
     bool fused;                  /* the whole block is inside one segment and becomes one conv with it */

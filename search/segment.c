@@ -18,25 +18,57 @@ bool search_segment_valid(const search_chain *c, int i, int j)
     return true;
 }
 
-int search_kernel_of(const search_chain *c, const int *keep, int n_keep)
+static int kernel_along(const search_chain *c, const int *keep, int n_keep, int d)
 {
-    int size = 0;
-    for (int d = 0; n_keep > 0 && d < 2; d++) {
-        int k = 1;
-        for (int i = n_keep - 1; i >= 0; i--)
-            k = c->pos[keep[i]].k[d] + c->pos[keep[i]].stride[d] * (k - 1);
-        size = k > size ? k : size;
-    }
-    return size;
+    int k = n_keep > 0;
+    for (int i = n_keep - 1; i >= 0; i--)
+        k = c->pos[keep[i]].k[d] + c->pos[keep[i]].stride[d] * (k - 1);
+    return k;
 }
 
-int search_stride_of(const search_chain *c, int i, int j)
+static int stride_along(const search_chain *c, int i, int j, int d)
 {
-    int stride[2] = { 1, 1 };
+    int stride = 1;
     for (int l = i + 1; l <= j; l++)
-        for (int d = 0; d < 2; d++)
-            stride[d] *= c->pos[l].stride[d];
-    return stride[0] > stride[1] ? stride[0] : stride[1];
+        stride *= c->pos[l].stride[d];
+    return stride;
+}
+
+static int larger(int a, int b) { return a > b ? a : b; }
+
+int search_kernel_of(const search_chain *c, const int *keep, int n_keep)
+{
+    return larger(kernel_along(c, keep, n_keep, 0), kernel_along(c, keep, n_keep, 1));
+}
+
+int search_stride_of(const search_chain *c, int i, int j) { return larger(stride_along(c, i, j, 0), stride_along(c, i, j, 1)); }
+
+/* Groups of what a skip goes through, 0: nothing. A slice that only subsamples is depthwise. */
+static int groups_of_side(const search_chain *c, const search_skip *skip)
+{
+    if (skip->conv >= 0)
+        return c->g->node[skip->conv].attr.groups;
+    if (skip->slice < 0)
+        return 0;
+    const nn_node *n = &c->g->node[skip->slice];
+    return n->attr.chan[0] || n->attr.chan[1] ? 1 : (int)n->dim[3];
+}
+
+static int common_divisor(int a, int b) { return b ? common_divisor(b, a % b) : a; }
+
+search_shape search_shape_of(const search_chain *c, const search_entry *row)
+{
+    search_shape s = { .groups = 0 };
+    for (int d = 0; d < 2; d++) {
+        s.k[d] = kernel_along(c, row->keep, row->n_keep, d);
+        s.stride[d] = stride_along(c, row->st, row->end, d);
+    }
+    for (int i = 0; i < row->n_keep; i++)
+        s.groups = common_divisor(s.groups, c->g->node[c->pos[row->keep[i]].conv].attr.groups);
+    for (int k = 0; k < c->n_skip; k++)
+        if (c->skip[k].fusible && c->skip[k].s >= row->st && c->skip[k].t <= row->end)
+            s.groups = common_divisor(s.groups, groups_of_side(c, &c->skip[k]));
+    return s;
 }
 
 /* ---- choices ------------------------------------------------------------------------------------- */
