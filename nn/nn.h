@@ -182,7 +182,6 @@ typedef struct nn_plan nn_plan;
 nn_plan *nn_plan_new(nn_graph *g, nn_mode mode, int batch, err *e);
 void     nn_plan_free(nn_plan *p);
 int      nn_plan_batch(const nn_plan *p);
-int      nn_plan_group(const nn_plan *p, int node);      /* images that go through node's step at a time */
 float   *nn_plan_input(nn_plan *p, int which);           /* batch,H,W,C of the which-th input node */
 const float *nn_plan_output(const nn_plan *p);           /* batch,H,W,C of g->output */
 const float *nn_plan_value(const nn_plan *p, int node);  /* NULL if the plan does not keep it */
@@ -214,8 +213,8 @@ typedef struct {
     double min_sample_ms;        /* a sample repeats the forward until this long; 0: 2 ms */
     double warm_ms;              /* warm-up per candidate; 0: 100 ms */
     double spread;               /* accept when (p75-p25)/median is below, else more rounds; 0: 0.02 */
-    nn_share *const *share;      /* per plan: room for a share per node of its graph. A step's share stands at its
-                                  * conv, or else where its value stands; medians add up to 1. NULL: not wanted */
+    nn_share *const *share;      /* per plan: room for a share per node of its graph. A step's share stands at the
+                                  * first node it computes; medians add up to 1. NULL: not wanted */
     void (*tick)(void *ctx, int done, int total); void *ctx;   /* progress; may be NULL */
 } nn_time_options;
 /* Forward latency of n plans, rounds interleaved in a shuffled order; samples during which other

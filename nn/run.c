@@ -105,14 +105,6 @@ void nn_plan_refresh(nn_plan *p)
 
 int nn_plan_batch(const nn_plan *p) { return p->batch; }
 
-int nn_plan_group(const nn_plan *p, int node)
-{
-    for (int i = 0; i < p->n_step; i++)
-        if (p->step[i].id == node)
-            return p->step[i].batch;
-    return p->batch;
-}
-
 static int input_node(const nn_plan *p, int which)
 {
     for (int i = 0; i < p->g->n_node; i++)

@@ -124,7 +124,7 @@ static void find_shares(candidate *c, nn_share *share)
         sum += to->median = quantile(part, c->n, 0.5);
     }
     for (int i = 0; i < p->g->n_node; i++)
-        share[i].median /= sum;
+        share[i].median /= sum > 0 ? sum : 1;
 }
 
 static bool is_steady(const candidate *c, double spread, double *sorted)

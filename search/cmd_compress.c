@@ -22,7 +22,7 @@ static const cli_option options[] = {
     { "budget", CLI_TEXT, AT(budget), NULL, NULL, "or the latency wanted, in ms" },
     { "method", CLI_CHOICE, AT(method), "layermerge", "layermerge|depth|layeronly", "what may be removed" },
     { "batch", CLI_INT, AT(batch), "128", "1:65536", "images per forward when latency is measured" },
-    { "rounds", CLI_INT, AT(rounds), "15", "3:100000", "latency samples per entry" },
+    { "rounds", CLI_INT, AT(rounds), "15", "3:100000", "latency samples per network that is timed" },
     { "importance", CLI_CHOICE, AT(score), "finetune", "finetune|bn|reconstruct", "how an entry is scored" },
     { "importance-epochs", CLI_NUMBER, AT(imp_epochs), "1", "0:1000", "of each short fine-tuning" },
     { "importance-lr", CLI_NUMBER, AT(imp_lr), "0.02", "0:100", "its peak learning rate" },

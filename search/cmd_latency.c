@@ -15,7 +15,7 @@ static const cli_option options[] = {
     { "model", CLI_TEXT, offsetof(latency_options, model), "!", NULL, "builder or model file" },
     CLI_BUILDER(latency_options),
     { "batch", CLI_INT, offsetof(latency_options, batch), "128", "1:65536", "images per forward" },
-    { "rounds", CLI_INT, offsetof(latency_options, rounds), "31", "3:100000", "samples per entry, interleaved" },
+    { "rounds", CLI_INT, offsetof(latency_options, rounds), "31", "3:100000", "samples per network that is timed, interleaved" },
     { "identity", CLI_FLAG, offsetof(latency_options, identity), NULL, NULL, "offer kernel 0 where everything may go" },
     { "out", CLI_TEXT, offsetof(latency_options, out), "time.csv", NULL, "the table" },
 };

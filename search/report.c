@@ -106,7 +106,7 @@ static bool draw_front(const char *dir, err *e)
             { .name = "every optimal network", .x = front.x, .y = front.y, .n = front.n, .line = true, .points = front.n <= 200 },
             { .name = "chosen", .x = &x, .y = &y, .n = 1, .points = true },
         };
-        svg_plot plot = { "Latency against importance", "predicted latency (ms)", "sum of importances", series, 2 };
+        svg_plot plot = { "Latency against importance", "latency by the table (ms)", "sum of importances", series, 2 };
         svg_draw(&plot, &out);
         ok = write_text(dir, "report.svg", &out, e);
     }
@@ -202,7 +202,7 @@ static void put_html(buf *out, const char *text)
 static bool put_rows(buf *out, const json *report, err *e)
 {
     static const struct { const char *key, *head, *format; double scale; } column[] = {
-        { "top1", "top-1 %", "%.2f", 1 }, { "latency_ms", "latency ms", "%.3f", 1 }, { "predicted_ms", "predicted ms", "%.3f", 1 },
+        { "top1", "top-1 %", "%.2f", 1 }, { "latency_ms", "latency ms", "%.3f", 1 }, { "predicted_ms", "predicted ms at this pace", "%.3f", 1 },
         { "speedup", "speed-up", "%.2f", 1 }, { "macs", "MACs M", "%.2f", 1e-6 }, { "params", "parameters k", "%.1f", 1e-3 },
     };
     const json *rows = json_get(report, "networks");
