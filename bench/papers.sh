@@ -14,6 +14,9 @@
 # classes): real statistics, biases that are not zero. "varies" says what verification is worth: how much
 # outputs change from image to image, in the unit of max_rel (the largest output).
 #
+# The latency table is minutes old when the networks are measured: "predicted ms" is what it says at the pace of that
+# measurement, which the base network tells.
+#
 # Importance is synthetic, from `inspect --segments` alone: exp(-0.01 * convs removed - 0.005 * nodes
 # passed over, which are the activations removed). It ranks solutions, it claims no accuracy.
 lm=${LAYERMERGE:-./layermerge}
@@ -103,7 +106,8 @@ for m in $(echo "$models" | tr , ' '); do
         set -- $(awk -v p="$(number time_ms "$at/solve.json")" -v whole="$(number base_ms "$dir/latency.json")" -v b="$base" -v m="$merged" \
             -v abs="$(number max_abs "$at/verify.json")" -v rel="$(number max_rel "$at/verify.json")" \
             -v varies="$(number variation "$at/verify.json")" -v top="$(number top1_agreement "$at/verify.json")" \
-            'BEGIN { printf "%.3f %.3f %.3f %.2f %.2f %.3f %.1e %.1e %.1e %.0f%%", p, b, m, whole / p, b / m, p / m, abs, rel, varies, 100 * top }')
+            'BEGIN { pace = b / whole
+                     printf "%.3f %.3f %.3f %.2f %.2f %.3f %.1e %.1e %.1e %.0f%%", pace * p, b, m, whole / p, b / m, pace * p / m, abs, rel, varies, 100 * top }')
         row "$m" "$x" "$@" "$(number convs "$dir/base.json") -> $(number convs "$at/merged.json")"
     done
 done
