@@ -134,6 +134,12 @@ bad:
     return NULL;
 }
 
+/* What stands beside the tensors of a training checkpoint: nobody asks what is in it. */
+static pk_value *call_nothing(pickle *p, const pk_value *args) {
+    (void)args;
+    return value_new(p, PK_DICT);
+}
+
 static bool take_sizes(pickle *p, const pk_value *tuple, const char *what, int64_t *out, int *n) {
     if (tuple->type != PK_TUPLE || tuple->n > TF_RANK)
         return fail(p, "the tensor's %s is not a tuple of at most %d", what, TF_RANK);
@@ -204,6 +210,10 @@ static const struct {
     { "torch._utils", "_rebuild_tensor", call_tensor, DT_COUNT },
     { "torch._utils", "_rebuild_tensor_v2", call_tensor, DT_COUNT },
     { "torch._utils", "_rebuild_parameter", call_parameter, DT_COUNT },
+    { "argparse", "Namespace", call_nothing, DT_COUNT },
+    { "collections", "Counter", call_nothing, DT_COUNT },
+    { "torch", "Size", call_nothing, DT_COUNT },
+    { "torch", "device", call_nothing, DT_COUNT },
     { "torch", "FloatStorage", NULL, DT_F32 },
     { "torch", "DoubleStorage", NULL, DT_F64 },
     { "torch", "HalfStorage", NULL, DT_F16 },
@@ -361,7 +371,7 @@ static bool op_add_marked(pickle *p, int type) {
     return pop_mark(p, &item, &n) && add_to(p, (pk_type)type, item, n);
 }
 
-/* Attributes of a dict object (a state dict's _metadata) mean nothing here. */
+/* Attributes of an object (a state dict's _metadata, all of a Namespace) mean nothing here. */
 static bool op_build(pickle *p, int arg) {
     (void)arg;
     if (!need(p, 2)) return false;
@@ -450,7 +460,7 @@ static const struct { const char *name; bool (*run)(pickle *p, int arg); int arg
     ['s'] = { "SETITEM", op_add, PK_DICT },      ['u'] = { "SETITEMS", op_add_marked, PK_DICT },
     ['a'] = { "APPEND", op_add, PK_LIST },       ['e'] = { "APPENDS", op_add_marked, PK_LIST },
     ['b'] = { "BUILD", op_build, 0 },            ['Q'] = { "BINPERSID", op_persid, 0 },
-    ['R'] = { "REDUCE", op_reduce, 0 },
+    ['R'] = { "REDUCE", op_reduce, 0 },          [0x81] = { "NEWOBJ", op_reduce, 0 },
     ['c'] = { "GLOBAL", op_global, 0 },          [0x93] = { "STACK_GLOBAL", op_stack_global, 0 },
 };
 

@@ -67,16 +67,17 @@ static bool has_tensor(const pk_value *dict) {
     return false;
 }
 
-/* A training checkpoint wraps the state dict in a dict of its own, sometimes twice. */
+/* A training checkpoint wraps the state dict in a dict of its own, sometimes twice. Beside it may stand tensors that
+ * are no parameters, as the best accuracy so far. */
 static pk_value *enter_state(pk_value *top) {
     static const char *const wrappers[] = { "state_dict", "model_state_dict", "model", "net" };
-    for (int depth = 0; depth < DEPTH_MAX && !has_tensor(top); depth++) {
+    for (int depth = 0; depth < DEPTH_MAX; depth++) {
         pk_value *inner = NULL;
         for (int i = 0; !inner && i < 4; i++) {
             inner = pk_dict_get(top, wrappers[i]);
             if (inner && inner->type != PK_DICT) inner = NULL;
         }
-        if (!inner) break;
+        if (!inner || (has_tensor(top) && !has_tensor(inner))) break;
         top = inner;
     }
     return top;

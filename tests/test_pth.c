@@ -294,6 +294,46 @@ static void nested_dicts_are_joined_with_dots(void) {
     buf_free(&object);
 }
 
+/* As PyTorch's and torchvision's training scripts save them. */
+static void what_stands_beside_the_state_dict_is_passed_over(void) {
+    buf object = {0};
+    wanted_tensor t = { "FloatStorage", "0", 6, 0, 1, { 6 }, { 1 } };
+    OPS(&object, "\x80\x02}(");
+    put_text(&object, "best_acc1");
+    put_tensor(&object, (wanted_tensor){ "FloatStorage", "0", 6, 5, 0, {0}, {0} });
+    put_text(&object, "args");
+    OPS(&object, "cargparse\nNamespace\n)\x81}");
+    put_text(&object, "lr");
+    OPS(&object, "G\x3f\xb9\x99\x99\x99\x99\x99\x9asb");
+    put_text(&object, "milestones");
+    OPS(&object, "ccollections\nCounter\n}K\x1eK\1s\x85R");
+    put_text(&object, "size");
+    OPS(&object, "ctorch\nSize\n(K\1K\2t\x85R");
+    put_text(&object, "device");
+    OPS(&object, "ctorch\ndevice\n");
+    put_text(&object, "cpu");
+    OPS(&object, "\x85R");
+    put_text(&object, "optimizer");
+    OPS(&object, "}");
+    put_text(&object, "momentum");
+    put_tensor(&object, t);
+    OPS(&object, "s");
+    put_text(&object, "state_dict");
+    OPS(&object, "}");
+    put_text(&object, "module.fc.bias");
+    put_tensor(&object, t);
+    OPS(&object, "su.");
+    buf b = zipped(&object, &six_storage, 1);
+    tensor_file f;
+    err e;
+    CHECK_OK(pth_parse(&f, b.data, b.len, &e), e);
+    CHECK(f.n == 1);
+    if (f.n == 1) CHECK_TEXT(f.tensor[0].name, "fc.bias");
+    tensor_file_close(&f);
+    buf_free(&b);
+    buf_free(&object);
+}
+
 static void python_2_strings_pairs_and_parameters_are_read(void) {
     buf object = {0}, inner = {0};
     put_tensor(&inner, (wanted_tensor){ "FloatStorage", "0", 6, 0, 1, { 6 }, { 1 } });
@@ -394,7 +434,8 @@ static void names_that_could_run_something_are_refused(void) {
 static void unknown_opcodes_are_refused_with_their_place(void) {
     REFUSED("i", "data.pkl byte 9: opcode: 0x69 is not allowed");     /* INST */
     REFUSED("o", "0x6f is not allowed");                              /* OBJ */
-    REFUSED("\x81", "0x81 is not allowed");                           /* NEWOBJ */
+    REFUSED("\x81", "NEWOBJ: this is not a call of a known name");
+    REFUSED("ctorch\nFloatStorage\n)\x81", "NEWOBJ: this is not a call of a known name");
     REFUSED("\x82\x01", "0x82 is not allowed");                       /* EXT1 */
     REFUSED("\x96\x01\0\0\0\0\0\0\0x", "0x96 is not allowed");        /* BYTEARRAY8 */
     REFUSED("S'x'\n", "0x53 is not allowed");
@@ -620,6 +661,7 @@ int main(void) {
     RUN(legacy_container_with_strides_and_shared_storage);
     RUN(every_storage_type_is_read);
     RUN(nested_dicts_are_joined_with_dots);
+    RUN(what_stands_beside_the_state_dict_is_passed_over);
     RUN(python_2_strings_pairs_and_parameters_are_read);
     RUN(files_of_pythons_own_pickler_are_read);
     RUN(published_weights_have_their_names_and_shapes);
