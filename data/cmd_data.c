@@ -285,9 +285,9 @@ static void folder_name(char out[256], const char *name) {
         if (*c == '/' || (c == out && *c == '.') || iscntrl((unsigned char)*c)) *c = '_';
 }
 
-/* Undecodable images are left out, unless the options say that they end it. */
+/* Images that cannot be had are left out, unless the options say that they end it. */
 static bool leave_out(const data_cli *o, const err *why) {
-    return why->code == ERR_DATA && !strcmp(o->bad, "skip");
+    return why->code != ERR_NOMEM && !strcmp(o->bad, "skip");
 }
 
 static bool write_image(const data_cli *o, const split *p, int64_t i, int64_t *written, err *e) {

@@ -135,13 +135,13 @@ static void ready_one(void *ctx, int64_t i, int worker) {
     ready_image(k, k->from + i, &k->im[i], &k->error[i]);
 }
 
-/* The images of a chunk in order; an undecodable one is left out or ends it all. */
+/* The images of a chunk in order; one that cannot be had is left out or ends it all. */
 static bool take_chunk(packer *k, int64_t n, err *e) {
     bool ok = true;
     for (int64_t i = 0; i < n; i++) {
         data_image *im = &k->im[i];
         const err *why = &k->error[i];
-        if (!im->x && (k->set->fail_on_bad || why->code != ERR_DATA))
+        if (!im->x && (k->set->fail_on_bad || why->code == ERR_NOMEM))
             ok = ok && err_set(e, why->code, "%s", why->msg);
         if (!ok || !im->x) { image_free(im); continue; }
         size_t bytes = (size_t)im->h * (size_t)im->w * 3;

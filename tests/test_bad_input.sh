@@ -191,6 +191,14 @@ works data pack folders --out packed --quiet --json
 check "seven of eight are packed" prints '"train":7'
 works eval --model named/model.safetensors --data packed --split train --json
 check "and all are evaluated" prints '"n":7'
+gone=$(find folders/train -name '*.png' | sort | tail -n 1)
+mv "$gone" kept.png; ln -s nowhere.png "$gone"              # an image that is not there is a bad one too
+refuses 1 '2 images cannot be decoded' data verify --data folders --json --quiet
+works data make --data folders --out copy6 --quiet --json
+check "six of eight are written" prints '"train":6'
+works data pack folders --out packed6 --quiet --json
+check "six of eight are packed" prints '"train":6'
+rm "$gone"; mv kept.png "$gone"
 refuses 64 'not written over' data pack folders --out packed --quiet
 refuses 64 'one set' data pack --out other --quiet
 for word in make verify stats; do refuses 64 '--resize is for data pack' data $word folders --resize 8 --out other; done
