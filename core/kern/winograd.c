@@ -26,6 +26,7 @@ struct wino_plan {
     int unit, row;               /* tiles of a unit; floats from one tile's channels to the next one's */
     int64_t units, in_plane, out_plane;
     int panels, panels_per_task, workers;
+    int64_t ahead;               /* floats from a place's weights to the next one's, which are fetched by the way; 0: they stay in the cache */
     size_t own;                  /* scratch floats of a worker */
 };
 
@@ -151,6 +152,7 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
                       .down = (int)kern_div_up(conv_out_h(s), M), .across = (int)kern_div_up(conv_out_w(s), M),
                       .row = row_floats(s) };
     cut(p);
+    p->ahead = wino_packed_floats(p) > CACHED_FLOATS ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
     p->in_plane = (int64_t)p->unit * p->row + PLANE_GAP;
     p->out_plane = (int64_t)p->unit * WIDEST + PLANE_GAP;
     p->own = scratch_of_worker((size_t)(p->A * p->A * (p->in_plane + p->out_plane)));
@@ -275,6 +277,7 @@ static void multiply(const wino_plan *p, panel v, int tiles, const float *patche
             int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first;
             t.x = patches + k * p->in_plane + (int64_t)first * p->row;
             t.y = m + k * p->out_plane + (int64_t)first * wide;
+            if (p->ahead) t.ahead = p->ahead + i % 4 * 32;
             kern.tile[v.nv - 1][height](&t);
         }
     }
