@@ -24,8 +24,8 @@ static int64_t node_params(const nn_graph *g, const nn_node *n)
     return sum;
 }
 
-/* Convolutions of the network, and those of them that the search may touch. */
-typedef struct { int convs, searched; int64_t conv_macs, searched_macs; } totals;
+/* Convolutions of the network, those of them that the search may touch, and those on skips, which the papers do not count. */
+typedef struct { int convs, searched, projections; int64_t conv_macs, searched_macs, projection_macs; } totals;
 
 static totals add_up(const nn_graph *g)
 {
@@ -39,6 +39,14 @@ static totals add_up(const nn_graph *g)
             t.conv_macs += macs;
             t.searched_macs += searched ? macs : 0;
         }
+    err none = { 0 };
+    search_chain *c = search_chain_new(g, &none);           /* NULL: nothing to search, no skips */
+    for (int k = 0; c && k < c->n_skip; k++)
+        if (c->skip[k].conv >= 0) {
+            t.projections++;
+            t.projection_macs += nn_node_macs(g, c->skip[k].conv);
+        }
+    search_chain_free(c);
     return t;
 }
 
@@ -92,6 +100,8 @@ static void graph_json(const nn_graph *g, int entries, buf *out)
     json_int(&w, "conv_macs", t.conv_macs);
     json_int(&w, "searched_convs", t.searched);
     json_int(&w, "searched_conv_macs", t.searched_macs);
+    json_int(&w, "projections", t.projections);
+    json_int(&w, "projection_macs", t.projection_macs);
     if (entries >= 0)
         json_int(&w, "entries", entries);
     layers_json(&w, g, op_names);
@@ -114,6 +124,9 @@ static void graph_text(const nn_graph *g, int entries, buf *out)
     buf_printf(out, "\n%.2f M multiply-adds, %.3f M parameters; %d convs with %.2f M, of which %d with %.2f M are searched\n",
                (double)nn_graph_macs(g) / 1e6, (double)nn_graph_weights(g) / 1e6, t.convs, (double)t.conv_macs / 1e6,
                t.searched, (double)t.searched_macs / 1e6);
+    if (t.projections)
+        buf_printf(out, "without the %d projections of skips the convs have %.2f M\n", t.projections,
+                   (double)(t.conv_macs - t.projection_macs) / 1e6);
     if (entries >= 0)
         buf_printf(out, "%d entries in the search space\n", entries);
 }

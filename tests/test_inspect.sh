@@ -9,6 +9,9 @@ tensor() {
 
 check "a builder can be inspected" exits 0 "$lm" inspect resnet20
 check "its last line adds up" prints '0.270 M parameters; 19 convs with 40.55 M, of which 18 with 40.11 M'
+check "a network with projections too" exits 0 "$lm" inspect resnet34
+check "whose convs are all counted" prints '36 convs with 3663.25 M'
+check "and as the papers do, who have 3.64 G" prints 'without the 3 projections of skips the convs have 3643.98 M'
 check "JSON names every layer" exits 0 "$lm" inspect mobilenetv2 --width 1.4 --json
 check "with shapes and counts" prints '"conv_macs":580403'
 while read -r model rows; do
