@@ -265,6 +265,18 @@ static void every_storage_type_is_read(void) {
     }
 }
 
+/* One tensor is found, of that name. */
+static void check_holds_only(const buf *object, const char *name) {
+    buf b = zipped(object, &six_storage, 1);
+    tensor_file f;
+    err e;
+    CHECK_OK(pth_parse(&f, b.data, b.len, &e), e);
+    CHECK(f.n == 1);
+    if (f.n == 1) CHECK_TEXT(f.tensor[0].name, name);
+    tensor_file_close(&f);
+    buf_free(&b);
+}
+
 static void nested_dicts_are_joined_with_dots(void) {
     buf object = {0};
     wanted_tensor t = { "FloatStorage", "0", 6, 0, 1, { 6 }, { 1 } };
@@ -283,14 +295,7 @@ static void nested_dicts_are_joined_with_dots(void) {
     put_text(&object, "momentum");
     put_tensor(&object, t);
     OPS(&object, "su.");
-    buf b = zipped(&object, &six_storage, 1);
-    tensor_file f;
-    err e;
-    CHECK_OK(pth_parse(&f, b.data, b.len, &e), e);
-    CHECK(f.n == 1);
-    if (f.n == 1) CHECK_TEXT(f.tensor[0].name, "block.3.w");
-    tensor_file_close(&f);
-    buf_free(&b);
+    check_holds_only(&object, "block.3.w");
     buf_free(&object);
 }
 
@@ -323,14 +328,7 @@ static void what_stands_beside_the_state_dict_is_passed_over(void) {
     put_text(&object, "module.fc.bias");
     put_tensor(&object, t);
     OPS(&object, "su.");
-    buf b = zipped(&object, &six_storage, 1);
-    tensor_file f;
-    err e;
-    CHECK_OK(pth_parse(&f, b.data, b.len, &e), e);
-    CHECK(f.n == 1);
-    if (f.n == 1) CHECK_TEXT(f.tensor[0].name, "fc.bias");
-    tensor_file_close(&f);
-    buf_free(&b);
+    check_holds_only(&object, "fc.bias");
     buf_free(&object);
 }
 
