@@ -104,10 +104,16 @@ void prep_table_init(prep_table *t, const data_prep *p) {
         for (int v = 0; v < 256; v++) t->value[c][v] = ((float)v / 255.0f - p->mean[c]) / p->std[c];
 }
 
-bool image_resize_shorter(const data_image *im, int to, data_image *out, err *e) {
+/* Where the centre of n pixels begins: torchvision rounds the half of an odd margin to even. */
+static int centre(int of, int n) { return (int)nearbyint((of - n) / 2.0); }
+
+bool image_resize_shorter(const data_image *im, int to, int crop_h, int crop_w, data_image *out,
+                          err *e) {
     int h = im->h <= im->w ? to : (int)((int64_t)to * im->h / im->w);
     int w = im->w <= im->h ? to : (int)((int64_t)to * im->w / im->h);
-    return image_resize(im, 0, 0, im->w, im->h, h, w, out, e);
+    image_part part = { 0, 0, h, w };
+    if (crop_h) part = (image_part){ centre(h, crop_h), centre(w, crop_w), crop_h, crop_w };
+    return image_resize_part(im, &(image_box){ 0, 0, im->w, im->h }, h, w, &part, out, e);
 }
 
 /* A box of random area and shape, ten tries; then the largest box of a permitted shape, centred. */
@@ -223,7 +229,8 @@ static bool shape_image(const prep_table *t, const data_augment *a, rng *r, data
         random_box(r, im->h, im->w, a->rrc_min, box);
         ok = image_resize(im, box[0], box[1], box[2], box[3], p->h, p->w, &next, e);
     } else if (p->resize) {
-        ok = image_resize_shorter(im, p->resize, &next, e);
+        bool moves = a->pad > 0;                         /* else only the centre is looked at */
+        ok = image_resize_shorter(im, p->resize, moves ? 0 : p->h, moves ? 0 : p->w, &next, e);
     } else if (!fits) {
         ok = image_resize(im, 0, 0, im->w, im->h, p->h, p->w, &next, e);
     } else {
@@ -243,8 +250,7 @@ bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_vi
     bool own;
     if (!a) a = &none;
     if (!shape_image(t, a, r, &im, &own, e)) return false;
-    /* torchvision rounds the half of an odd margin to even */
-    window at = { (int)nearbyint((im.h - p->h) / 2.0), (int)nearbyint((im.w - p->w) / 2.0), false };
+    window at = { centre(im.h, p->h), centre(im.w, p->w), false };
     if (a->pad > 0) {
         at.y += (int)rng_below(r, 2 * (uint32_t)a->pad + 1) - a->pad;
         at.x += (int)rng_below(r, 2 * (uint32_t)a->pad + 1) - a->pad;

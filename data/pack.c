@@ -121,7 +121,7 @@ static bool ready_image(const packer *k, int64_t i, data_image *im, err *e) {
     if (!data_decode(k->set, i, im, e)) return false;
     bool ok = true;
     if (im->c != 3 && (ok = image_convert(im, 3, &next, e))) image_free(im), *im = next;
-    if (ok && k->o->resize && (ok = image_resize_shorter(im, k->o->resize, &next, e)))
+    if (ok && k->o->resize && (ok = image_resize_shorter(im, k->o->resize, 0, 0, &next, e)))
         image_free(im), *im = next;
     if (!ok) image_free(im);
     return ok;

@@ -30,8 +30,14 @@ jpeg_scan_state jpeg_scan_check(const jpeg_scan *s, const uint8_t *p, const uint
 bool jpeg_turbo(const uint8_t *p, size_t size, const char *name, data_image *out, err *e);
 bool png_walk(const uint8_t *p, size_t size, const char *name, int *w, int *h, err *e);
 
-/* Shorter side to `to`, as torchvision: the longer one is cut to a whole number. */
-bool image_resize_shorter(const data_image *im, int to, data_image *out, err *e);
+/* Of what image_resize makes of the box only the part, bit for bit: the rest is not computed. */
+typedef struct { double x, y, w, h; } image_box;
+typedef struct { int y, x, h, w; } image_part;
+bool image_resize_part(const data_image *src, const image_box *box, int oh, int ow,
+                       const image_part *part, data_image *out, err *e);
+/* Shorter side to `to`, as torchvision: the longer one is cut to a whole number; of that the centre of
+ * crop_h×crop_w pixels, or everything (0, 0). */
+bool image_resize_shorter(const data_image *im, int to, int crop_h, int crop_w, data_image *out, err *e);
 bool image_convert(const data_image *src, int c, data_image *out, err *e);   /* grey ↔ colour */
 bool image_new(data_image *im, int h, int w, int c, err *e);
 

@@ -1,6 +1,7 @@
 /* Resize with antialias, equal to PIL's BILINEAR to the last bit: a triangle filter whose support
  * grows with the shrink factor, weights in 22-bit fixed point, first along rows, then along
  * columns, each pass rounded to 8 bits. */
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 #ifdef __SSE2__
@@ -13,11 +14,12 @@ enum {
     FRACTION_BITS = 32 - 8 - 2,                /* 8 bits of pixel, 2 bits of headroom */
     HALF = 1 << (FRACTION_BITS - 1),
     SPLIT = FRACTION_BITS / 2,
+    BEYOND = 8,                                /* bytes behind a row that may be read */
 };
 
 /* For each output position: where its taps start, how many there are, and their weights. */
 typedef struct {
-    int taps, pairs;             /* room for each output position */
+    int taps, pairs;             /* room for each output position; 0 beyond its count */
     int32_t *first, *count, *weight;
     int32_t *pair;               /* of weights, 16 bits each: the upper bits of both, the lower bits */
 } filter;
@@ -41,19 +43,20 @@ static void split_weights(filter *f, int o) {
     }
 }
 
-static bool filter_new(filter *f, int in, double from, double to, int out, err *e) {
+/* Positions `start` to start + n of `out`, over from … to of `in` pixels. */
+static bool filter_new(filter *f, int in, double from, double to, int out, int start, int n, err *e) {
     float lo = (float)from, hi = (float)to;    /* PIL keeps the box in floats */
     double scale = (double)(hi - lo) / out, grow = scale < 1 ? 1 : scale, support = grow;
     f->taps = (int)ceil(support) * 2 + 1;
     f->pairs = (f->taps + 1) / 2;
-    f->first = mem_new((size_t)out, sizeof *f->first, e);
-    f->count = f->first ? mem_new((size_t)out, sizeof *f->count, e) : NULL;
-    f->weight = f->count ? mem_new((size_t)out * (size_t)f->taps, sizeof *f->weight, e) : NULL;
-    f->pair = f->weight ? mem_new(2 * (size_t)out * (size_t)f->pairs, sizeof *f->pair, e) : NULL;
+    f->first = mem_new((size_t)n, sizeof *f->first, e);
+    f->count = f->first ? mem_new((size_t)n, sizeof *f->count, e) : NULL;
+    f->weight = f->count ? mem_new((size_t)n * (size_t)f->taps, sizeof *f->weight, e) : NULL;
+    f->pair = f->weight ? mem_new(2 * (size_t)n * (size_t)f->pairs, sizeof *f->pair, e) : NULL;
     double *w = f->pair ? mem_new((size_t)f->taps, sizeof *w, e) : NULL;
     if (!w) return false;
-    for (int o = 0; o < out; o++) {
-        double centre = (double)lo + (o + 0.5) * scale, sum = 0;
+    for (int o = 0; o < n; o++) {
+        double centre = (double)lo + (start + o + 0.5) * scale, sum = 0;
         int first = (int)(centre - support + 0.5), last = (int)(centre + support + 0.5);
         if (first < 0) first = 0;
         if (last > in) last = in;
@@ -130,7 +133,7 @@ static __m128i load4(const uint8_t *p) {
     return _mm_cvtsi32_si128(v);
 }
 
-/* A colour row with four bytes more behind its end than it needs. */
+/* A colour row with BEYOND bytes behind its end that may be read. */
 static void resize_colour_row(const uint8_t *row, const filter *f, int out, uint8_t *to) {
     const __m128i zero = _mm_setzero_si128();
     for (int o = 0; o < out; o++, to += 3) {
@@ -180,63 +183,68 @@ static void resize_colour_row(const uint8_t *row, const filter *f, int out, uint
 }
 #endif
 
-/* src (h, w, c) → dst (h, out, c), rows y0 … y1-1 only. line: room for a row and 8 bytes; the image's last
- * row is read from there, as nothing follows it. */
+/* Rows y0 … y1-1 of src (·, w, c) → dst (y1-y0, out, c). line: room for a row and BEYOND bytes; rows
+ * behind which the image has fewer than that are read from there. */
 static void resize_rows(const data_image *src, const filter *f, int out, int y0, int y1,
                         uint8_t *line, uint8_t *dst) {
-    size_t in = (size_t)src->w * (size_t)src->c;
-    for (int y = y0; y < y1; y++) {
-        uint8_t *to = dst + (size_t)y * (size_t)out * (size_t)src->c;
+    size_t in = (size_t)src->w * (size_t)src->c, n = (size_t)out * (size_t)src->c;
+    for (int y = y0; y < y1; y++, dst += n) {
         const uint8_t *row = src->x + (size_t)y * in;
-        if (y == src->h - 1) row = memcpy(line, row, in);
-        if (src->c == 3) resize_colour_row(row, f, out, to);
-        else resize_row(row, src->c, f, out, to);
+        if ((size_t)(src->h - 1 - y) * in < BEYOND) row = memcpy(line, row, in);
+        if (src->c == 3) resize_colour_row(row, f, out, dst);
+        else resize_row(row, src->c, f, out, dst);
     }
 }
 
-/* src (·, row) → dst (out, row). */
-static void resize_columns(const uint8_t *src, size_t row, const filter *f, int out, uint8_t *dst) {
-    for (int o = 0; o < out; o++, dst += row) {
+/* src, whose rows are `row` bytes apart → dst (out, n bytes). */
+static void resize_columns(const uint8_t *src, size_t row, const filter *f, int out, size_t n,
+                           uint8_t *dst) {
+    for (int o = 0; o < out; o++, dst += n) {
         const int32_t *k = f->weight + (size_t)o * (size_t)f->taps;
         const uint8_t *p = src + (size_t)f->first[o] * row;
         const int32_t *pair = f->pair + (size_t)o * (size_t)f->pairs * 2;
-        size_t done = resize_column_wide(p, row, pair, f->count[o], row, dst);
-        resize_column(p, row, k, f->count[o], done, row, dst);
+        size_t done = resize_column_wide(p, row, pair, f->count[o], n, dst);
+        resize_column(p, row, k, f->count[o], done, n, dst);
     }
 }
 
-bool image_resize(const data_image *src, double x, double y, double w, double h, int oh, int ow,
-                  data_image *out, err *e) {
+bool image_resize_part(const data_image *src, const image_box *box, int oh, int ow,
+                       const image_part *part, data_image *out, err *e) {
     *out = (data_image){ 0 };
+    double x = box->x, y = box->y, w = box->w, h = box->h;
     if (oh < 1 || ow < 1 || oh > IMAGE_MAX_SIDE || ow > IMAGE_MAX_SIDE)
         return err_set(e, ERR_CONFIG, "cannot resize to %d×%d pixels", ow, oh);
     if (!(x >= 0 && y >= 0 && w > 0 && h > 0 && x + w <= src->w && y + h <= src->h))
         return err_set(e, ERR_CONFIG, "the box %g,%g %g×%g is not inside an image of %d×%d", x, y,
                        w, h, src->w, src->h);
-    size_t c = (size_t)src->c;
+    assert(part->y >= 0 && part->x >= 0 && part->h > 0 && part->w > 0);
+    assert(part->h <= oh - part->y && part->w <= ow - part->x);
+    size_t c = (size_t)src->c, in = (size_t)src->w * c, n = (size_t)part->w * c;
     bool ok = false;
     filter fx = { 0 }, fy = { 0 };
     uint8_t *wide = NULL, *line = NULL;
-    data_image r = { oh, ow, src->c, mem_new((size_t)oh * (size_t)ow, c, e) };
+    data_image r = { part->h, part->w, src->c, mem_new((size_t)part->h, n, e) };
     if (!r.x) return false;
 
     /* A pass that would change nothing is left out: it would still round. */
     bool rows = ow != src->w || x > 0 || x + w < src->w,
          columns = oh != src->h || y > 0 || y + h < src->h;
-    if (rows && !filter_new(&fx, src->w, x, x + w, ow, e)) goto done;
-    if (columns && !filter_new(&fy, src->h, y, y + h, oh, e)) goto done;
-    const uint8_t *middle = src->x;
+    if (rows && !filter_new(&fx, src->w, x, x + w, ow, part->x, part->w, e)) goto done;
+    if (columns && !filter_new(&fy, src->h, y, y + h, oh, part->y, part->h, e)) goto done;
+    int y0 = columns ? fy.first[0] : part->y;            /* the first row of src that is needed */
+    int y1 = columns ? fy.first[part->h - 1] + fy.count[part->h - 1] : part->y + part->h;
+    for (int o = 0; columns && o < part->h; o++) fy.first[o] -= y0;
+    const uint8_t *middle = src->x + (size_t)y0 * in + (rows ? 0 : (size_t)part->x * c);
     if (rows) {
         uint8_t *to = r.x;
-        if (columns) to = wide = mem_new((size_t)src->h * (size_t)ow, c, e);
-        if (!to || !(line = mem_new((size_t)src->w * c + 8, 1, e))) goto done;
-        int y0 = columns ? fy.first[0] : 0;
-        int y1 = columns ? fy.first[oh - 1] + fy.count[oh - 1] : src->h;
-        resize_rows(src, &fx, ow, y0, y1, line, to);
+        if (columns) to = wide = mem_new((size_t)(y1 - y0), n, e);
+        if (!to || !(line = mem_new(in + BEYOND, 1, e))) goto done;
+        resize_rows(src, &fx, part->w, y0, y1, line, to);
         middle = to;
     }
-    if (columns) resize_columns(middle, (size_t)ow * c, &fy, oh, r.x);
-    else if (!rows) memcpy(r.x, src->x, (size_t)oh * (size_t)ow * c);
+    if (columns) resize_columns(middle, rows ? n : in, &fy, part->h, n, r.x);
+    else if (!rows)
+        for (int i = 0; i < part->h; i++) memcpy(r.x + (size_t)i * n, middle + (size_t)i * in, n);
     ok = true;
 done:
     filter_free(&fx);
@@ -246,4 +254,10 @@ done:
     if (ok) *out = r;
     else mem_free(r.x);
     return ok;
+}
+
+bool image_resize(const data_image *src, double x, double y, double w, double h, int oh, int ow,
+                  data_image *out, err *e) {
+    return image_resize_part(src, &(image_box){ x, y, w, h }, oh, ow, &(image_part){ 0, 0, oh, ow },
+                             out, e);
 }

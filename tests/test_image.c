@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "core/core.h"
-#include "data/data.h"
+#include "data/parts.h"
 #include "tests/test.h"
 
 /* What the little JPEGs begin with: the JFIF header and the quantisation tables. */
@@ -581,7 +581,7 @@ static uint8_t naive_value(const uint8_t *x, int stride, int n_in, double from, 
 
 static void resize_equals_a_naive_sum_for_many_sizes(void) {
     enum { MOST = 60 };
-    static uint8_t x[MOST * MOST * 3], wide[MOST * MOST * 3];
+    static uint8_t wide[MOST * MOST * 3];
     rng r = rng_at(1, RNG_TEST, 0, 0);
     for (int trial = 0; trial < 300; trial++) {
         int c = trial % 3 ? 3 : 1, h = 1 + (int)rng_below(&r, MOST), w = 1 + (int)rng_below(&r, MOST);
@@ -589,6 +589,7 @@ static void resize_equals_a_naive_sum_for_many_sizes(void) {
         int bx = (int)rng_below(&r, (uint32_t)w), by = (int)rng_below(&r, (uint32_t)h);
         int bw = 1 + (int)rng_below(&r, (uint32_t)(w - bx)), bh = 1 + (int)rng_below(&r, (uint32_t)(h - by));
         if (ow == w || oh == h) continue;                /* a pass that is left out */
+        uint8_t *x = malloc((size_t)(h * w * c));        /* not a byte more may be read */
         for (int i = 0; i < h * w * c; i++) x[i] = trial % 7 ? (uint8_t)rng_u32(&r) : 255;
         for (int y = 0; y < h; y++)
             for (int i = 0; i < ow * c; i++)
@@ -602,6 +603,32 @@ static void resize_equals_a_naive_sum_for_many_sizes(void) {
                 same = out.x[y * ow * c + i] == naive_value(wide + i, ow * c, h, by, bh, oh, y);
         CHECK(same);
         image_free(&out);
+        free(x);
+    }
+}
+
+static void a_part_of_a_resize_equals_that_part_of_the_whole(void) {
+    enum { MOST = 50 };
+    static uint8_t x[MOST * MOST * 3];
+    rng r = rng_at(2, RNG_TEST, 0, 0);
+    for (size_t i = 0; i < sizeof x; i++) x[i] = (uint8_t)rng_u32(&r);
+    for (int trial = 0; trial < 200; trial++) {
+        int c = trial % 3 ? 3 : 1, h = 1 + (int)rng_below(&r, MOST), w = 1 + (int)rng_below(&r, MOST);
+        int oh = trial % 4 ? 1 + (int)rng_below(&r, 90) : h;          /* passes left out, too */
+        int ow = trial % 5 ? 1 + (int)rng_below(&r, 90) : w;
+        int y0 = (int)rng_below(&r, (uint32_t)oh), x0 = (int)rng_below(&r, (uint32_t)ow);
+        image_part part = { y0, x0, 1 + (int)rng_below(&r, (uint32_t)(oh - y0)),
+                            1 + (int)rng_below(&r, (uint32_t)(ow - x0)) };
+        data_image im = { h, w, c, x }, all, some;
+        err e = { 0 };
+        CHECK_OK(image_resize(&im, 0, 0, w, h, oh, ow, &all, &e), e);
+        CHECK_OK(image_resize_part(&im, &(image_box){ 0, 0, w, h }, oh, ow, &part, &some, &e), e);
+        bool same = some.h == part.h && some.w == part.w && some.c == c;
+        for (int y = 0; same && y < part.h; y++)
+            same = !memcmp(some.x + y * part.w * c, all.x + ((y0 + y) * ow + x0) * c, (size_t)(part.w * c));
+        CHECK(same);
+        image_free(&all);
+        image_free(&some);
     }
 }
 
@@ -658,6 +685,7 @@ int main(void) {
     RUN(damaged_photographs_never_crash);
     RUN(resize_equals_pil_bit_for_bit);
     RUN(resize_equals_a_naive_sum_for_many_sizes);
+    RUN(a_part_of_a_resize_equals_that_part_of_the_whole);
     RUN(resize_to_the_same_size_copies_and_a_bad_box_is_refused);
     RUN(running_out_of_memory_is_said_and_leaks_nothing);
     END();
