@@ -62,8 +62,8 @@ $(STATIC): $(LIB)
 
 # The only files that may contain instructions beyond the baseline.
 ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
-$(B)/core/kern/%_avx2.o:   ISA = -mavx2 -mfma
-$(B)/core/kern/%_avx512.o: ISA = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
+$(B)/%_avx2.o:   ISA = -mavx2 -mfma
+$(B)/%_avx512.o: ISA = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
 endif
 
 # The runtime of nn once more, in double, for gradients to be checked with; only double_* is visible.

@@ -70,6 +70,7 @@ int main(int argc, char **argv)
     }
     mem_keep();                                          /* as the program does */
     err e = { 0 };
+    if (!core_init(&(core_options){ .threads = 1 }, &e)) return 1;
     data_set *s = data_open(data, split, &o, &e);
     if (!s) {
         printf("bench=data skipped: %s\n", e.msg);

@@ -9,20 +9,7 @@
 #endif
 
 #include "data/parts.h"
-
-enum {
-    FRACTION_BITS = 32 - 8 - 2,                /* 8 bits of pixel, 2 bits of headroom */
-    HALF = 1 << (FRACTION_BITS - 1),
-    SPLIT = FRACTION_BITS / 2,
-    BEYOND = 8,                                /* bytes behind a row that may be read */
-};
-
-/* For each output position: where its taps start, how many there are, and their weights. */
-typedef struct {
-    int taps, pairs;             /* room for each output position; 0 beyond its count */
-    int32_t *first, *count, *weight;
-    int32_t *pair;               /* of weights, 16 bits each: the upper bits of both, the lower bits */
-} filter;
+#include "data/resize.h"
 
 static void filter_free(filter *f) {
     mem_free(f->first);
@@ -136,7 +123,8 @@ static __m128i load4(const uint8_t *p) {
 /* A colour row with BEYOND bytes behind its end that may be read. */
 static void resize_colour_row(const uint8_t *row, const filter *f, int out, uint8_t *to) {
     const __m128i zero = _mm_setzero_si128();
-    for (int o = 0; o < out; o++, to += 3) {
+    int o = core_isa() >= ISA_AVX2 ? resize_colour_row_avx2(row, f, out, to) : 0;
+    for (to += o * 3; o < out; o++, to += 3) {
         const uint8_t *p = row + f->first[o] * 3;
         const int32_t *k = f->pair + (size_t)o * (size_t)f->pairs * 2;
         sum4 s = { zero, zero };
@@ -150,11 +138,11 @@ static void resize_colour_row(const uint8_t *row, const filter *f, int out, uint
     }
 }
 
-/* Sixteen columns at a time; returns how many were done. */
+/* Sixteen or more columns at a time; returns how many were done. */
 static size_t resize_column_wide(const uint8_t *p, size_t row, const int32_t *pair, int count,
                                  size_t n, uint8_t *to) {
     const __m128i zero = _mm_setzero_si128();
-    size_t x = 0;
+    size_t x = core_isa() >= ISA_AVX2 ? resize_column_avx2(p, row, pair, count, n, to) : 0;
     for (; x + 16 <= n; x += 16) {
         sum4 s[4] = { { zero, zero }, { zero, zero }, { zero, zero }, { zero, zero } };
         for (int i = 0; i < count; i += 2) {
