@@ -1,6 +1,7 @@
 /* From files to floats: images per second of one thread, each way of preparing them beside the others.
- * Every way makes all images of a split once, in whole batches; decoded images are not kept, as in an
- * epoch over a set that memory does not hold. One line of key=value words per way.
+ * Every way makes all images of a split a few times, after once that is not counted (the first reader of
+ * a mapped shard waits for its pages); decoded images are not kept, as in an epoch over a set that memory
+ * does not hold. One line of key=value words per way: the median, the slowest and the fastest time through.
  *   bench_data [--data DIR] [--split train|val] [--limit N] */
 #include "data/parts.h"
 
@@ -15,10 +16,10 @@ static const struct way { const char *name; data_augment augment; const char *aa
     { "crop+flip+randaugment+erase", { .rrc_min = 0.08, .hflip = 0.5, .erase = 0.25 },
       "rand-m9-n2-mstd0.5" },
 };
-enum { WAYS = sizeof ways / sizeof *ways };
+enum { WAYS = sizeof ways / sizeof *ways, PASSES = 5 };
 
-/* Seconds to prepare every image once. */
-static double prepare_all(const data_set *s, const data_augment *a, float *x)
+/* Seconds to prepare every image once, or only to decode it (a NULL). */
+static double once(const data_set *s, const data_augment *a, float *x)
 {
     prep_table t;
     err e = { 0 };
@@ -28,7 +29,7 @@ static double prepare_all(const data_set *s, const data_augment *a, float *x)
     for (int64_t i = 0; i < data_count(s); i++) {
         set_view v;
         rng r = rng_at(1, RNG_AUGMENT, 0, (uint64_t)i);
-        if (!set_look(s, i, &v, &e) || !prep_image(&t, a, &r, &v, x, &e)) {
+        if (!set_look(s, i, &v, &e) || (a && !prep_image(&t, a, &r, &v, x, &e))) {
             fprintf(stderr, "bench_data: %s\n", e.msg);
             exit(1);
         }
@@ -37,20 +38,20 @@ static double prepare_all(const data_set *s, const data_augment *a, float *x)
     return (double)(clock_ns() - start_ns) * 1e-9;
 }
 
-static double decode_all(const data_set *s)
+static int by_value(const void *a, const void *b)
 {
-    int64_t start_ns = clock_ns();
-    for (int64_t i = 0; i < data_count(s); i++) {
-        set_view v;
-        if (set_look(s, i, &v, NULL)) mem_free(v.own);
-    }
-    return (double)(clock_ns() - start_ns) * 1e-9;
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
 }
 
-static void line(const char *data, const char *way, int64_t n, double seconds)
+static void bench(const char *data, const char *way, const data_set *s, const data_augment *a, float *x)
 {
-    printf("bench=data data=%s way=%s images=%lld images_per_s=%.0f\n", data, way, (long long)n,
-           (double)n / seconds);
+    double seconds[PASSES], n = (double)data_count(s);
+    once(s, a, x);
+    for (int i = 0; i < PASSES; i++) seconds[i] = once(s, a, x);
+    qsort(seconds, PASSES, sizeof *seconds, by_value);
+    printf("bench=data data=%s way=%s images=%.0f images_per_s=%.0f slowest=%.0f fastest=%.0f\n", data, way, n,
+           n / seconds[PASSES / 2], n / seconds[PASSES - 1], n / seconds[0]);
     fflush(stdout);
 }
 
@@ -78,12 +79,12 @@ int main(int argc, char **argv)
     }
     data_prep p = data_default_prep(s);
     float *x = mem_new((size_t)p.h * (size_t)p.w * (size_t)p.c, sizeof *x, NULL);
-    decode_all(s);                                       /* files into the page cache */
-    line(data, "decode", data_count(s), decode_all(s));
-    for (int i = 0; x && i < WAYS; i++) {
+    if (!x) return 1;
+    bench(data, "decode", s, NULL, x);
+    for (int i = 0; i < WAYS; i++) {
         data_augment a = ways[i].augment;
         if (ways[i].aa && !data_randaug_parse(&a.aa, ways[i].aa, &e)) return 1;
-        line(data, ways[i].name, data_count(s), prepare_all(s, &a, x));
+        bench(data, ways[i].name, s, &a, x);
     }
     mem_free(x);
     data_free(s);
