@@ -120,10 +120,9 @@ static __m128i load4(const uint8_t *p) {
     return _mm_cvtsi32_si128(v);
 }
 
-/* A colour row with BEYOND bytes behind its end that may be read. */
-static void resize_colour_row(const uint8_t *row, const filter *f, int out, uint8_t *to) {
+/* A colour row, from pixel o on, with BEYOND bytes behind its end that may be read. */
+static void resize_colour_row(const uint8_t *row, const filter *f, int o, int out, uint8_t *to) {
     const __m128i zero = _mm_setzero_si128();
-    int o = core_isa() >= ISA_AVX2 ? resize_colour_row_avx2(row, f, out, to) : 0;
     for (to += o * 3; o < out; o++, to += 3) {
         const uint8_t *p = row + f->first[o] * 3;
         const int32_t *k = f->pair + (size_t)o * (size_t)f->pairs * 2;
@@ -166,21 +165,31 @@ static size_t resize_column_wide(const uint8_t *p, size_t row, const int32_t *pa
     (void)p, (void)row, (void)pair, (void)count, (void)n, (void)to;
     return 0;
 }
-static void resize_colour_row(const uint8_t *row, const filter *f, int out, uint8_t *to) {
+static void resize_colour_row(const uint8_t *row, const filter *f, int o, int out, uint8_t *to) {
+    (void)o;
     resize_row(row, 3, f, out, to);
 }
 #endif
+
+/* Two rows as above, or one twice. */
+static void resize_colour_rows(const uint8_t *row, ptrdiff_t down, const filter *f, int out, uint8_t *to,
+                               ptrdiff_t to_down) {
+    int o = core_isa() >= ISA_AVX2 ? resize_colour_rows_avx2(row, down, f, out, to, to_down) : 0;
+    resize_colour_row(row, f, o, out, to);
+    if (down) resize_colour_row(row + down, f, o, out, to + to_down);
+}
 
 /* Rows y0 … y1-1 of src (·, w, c) → dst (y1-y0, out, c). line: room for a row and BEYOND bytes; rows
  * behind which the image has fewer than that are read from there. */
 static void resize_rows(const data_image *src, const filter *f, int out, int y0, int y1,
                         uint8_t *line, uint8_t *dst) {
     size_t in = (size_t)src->w * (size_t)src->c, n = (size_t)out * (size_t)src->c;
-    for (int y = y0; y < y1; y++, dst += n) {
+    for (int y = y0, two; y < y1; y += 1 + two, dst += n * (size_t)(1 + two)) {
         const uint8_t *row = src->x + (size_t)y * in;
+        two = y + 1 < y1 && (size_t)(src->h - 2 - y) * in >= BEYOND;
         if ((size_t)(src->h - 1 - y) * in < BEYOND) row = memcpy(line, row, in);
-        if (src->c == 3) resize_colour_row(row, f, out, dst);
-        else resize_row(row, src->c, f, out, dst);
+        if (src->c == 3) resize_colour_rows(row, two ? (ptrdiff_t)in : 0, f, out, dst, two ? (ptrdiff_t)n : 0);
+        for (size_t k = 0; src->c != 3 && k <= (size_t)two; k++) resize_row(row + k * in, src->c, f, out, dst + k * n);
     }
 }
 

@@ -19,9 +19,10 @@ typedef struct {
     int32_t *pair;               /* of weights, 16 bits each: the upper bits of both, the lower bits */
 } filter;
 
-/* As many of the first pixels of a colour row, and of the first columns of an output row, as AVX2
- * does in whole steps; returns how many. */
-int resize_colour_row_avx2(const uint8_t *row, const filter *f, int out, uint8_t *to);
+/* As many of the first pixels of two colour rows, and of the first columns of an output row, as AVX2
+ * does in whole steps; returns how many. down, to_down: bytes from the first row to the second. */
+int resize_colour_rows_avx2(const uint8_t *row, ptrdiff_t down, const filter *f, int out, uint8_t *to,
+                            ptrdiff_t to_down);
 size_t resize_column_avx2(const uint8_t *p, size_t row, const int32_t *pair, int count, size_t n,
                           uint8_t *to);
 

@@ -29,8 +29,16 @@ static void store4(uint8_t *to, __m128i v) {
     memcpy(to, &bytes, 4);
 }
 
-/* Two pixels at a time, one in each half: four bytes are stored for each, so not the last one. */
-int resize_colour_row_avx2(const uint8_t *row, const filter *f, int out, uint8_t *to) {
+static void store_pixels(uint8_t *to, sum8 s) {
+    __m256i v = _mm256_packs_epi32(total(s), total(s));
+    v = _mm256_packus_epi16(v, v);
+    store4(to, _mm256_castsi256_si128(v));
+    store4(to + 3, _mm256_extracti128_si256(v, 1));
+}
+
+/* Two pixels at a time, one in each half, of two rows: four bytes are stored for each, so not the last one. */
+int resize_colour_rows_avx2(const uint8_t *row, ptrdiff_t down, const filter *f, int out, uint8_t *to,
+                            ptrdiff_t to_down) {
     const __m256i zero = _mm256_setzero_si256();
     const __m256i spread = _mm256_broadcastsi128_si256(       /* rgbrgb: both reds, both greens, … */
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
@@ -39,17 +47,17 @@ int resize_colour_row_avx2(const uint8_t *row, const filter *f, int out, uint8_t
         const uint8_t *a = row + f->first[o] * 3, *b = row + f->first[o + 1] * 3;
         const int32_t *ka = f->pair + (size_t)o * (size_t)f->pairs * 2, *kb = ka + f->pairs * 2;
         int na = f->count[o], nb = f->count[o + 1], count = na > nb ? na : nb;
-        sum8 s = { zero, zero };
+        sum8 s = { zero, zero }, below = { zero, zero };
         for (int i = 0; i < count; i += 2) {
-            __m256i pixels = _mm256_shuffle_epi8(load_two(a, b), spread), k = load_two(ka + i, kb + i);
-            s = add_pair(s, pixels, _mm256_shuffle_epi32(k, 0x00), _mm256_shuffle_epi32(k, 0x55));
+            __m256i k = load_two(ka + i, kb + i);
+            __m256i high = _mm256_shuffle_epi32(k, 0x00), low = _mm256_shuffle_epi32(k, 0x55);
+            s = add_pair(s, _mm256_shuffle_epi8(load_two(a, b), spread), high, low);
+            below = add_pair(below, _mm256_shuffle_epi8(load_two(a + down, b + down), spread), high, low);
             a += i + 2 < na ? 6 : 0;              /* the shorter one stays, its weights being 0 */
             b += i + 2 < nb ? 6 : 0;
         }
-        __m256i v = _mm256_packs_epi32(total(s), zero);
-        v = _mm256_packus_epi16(v, zero);
-        store4(to, _mm256_castsi256_si128(v));
-        store4(to + 3, _mm256_extracti128_si256(v, 1));
+        store_pixels(to, s);
+        store_pixels(to + to_down, below);
     }
     return o;
 }
@@ -78,8 +86,9 @@ size_t resize_column_avx2(const uint8_t *p, size_t row, const int32_t *pair, int
     return x;
 }
 #else
-int resize_colour_row_avx2(const uint8_t *row, const filter *f, int out, uint8_t *to) {
-    (void)row, (void)f, (void)out, (void)to;
+int resize_colour_rows_avx2(const uint8_t *row, ptrdiff_t down, const filter *f, int out, uint8_t *to,
+                            ptrdiff_t to_down) {
+    (void)row, (void)down, (void)f, (void)out, (void)to, (void)to_down;
     return 0;
 }
 size_t resize_column_avx2(const uint8_t *p, size_t row, const int32_t *pair, int count, size_t n,
