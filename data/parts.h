@@ -118,8 +118,17 @@ void randaug(canvas *k, const data_randaug *a, rng *r);
 
 /* ---- from pixels to floats ------------------------------------------------------------------- */
 
-typedef struct { data_prep prep; float value[3][256]; } prep_table;   /* (v/255 - mean)/std */
+/* value: (v/255 - mean)/std. by_product: the divisions come out the same by one over 255 and one over std,
+ * and a correction (see normalise_avx2); for that the channels' numbers, again and again for eight pixels. */
+typedef struct {
+    data_prep prep;
+    float value[3][256], back, mean[24], std[24], back_std[24];
+    bool by_product;
+} prep_table;
 void prep_table_init(prep_table *t, const data_prep *p);
+/* The first pixels (3 channels) of a row, as many as AVX2 does in whole steps; returns how many. Only for
+ * by_product. out: of the first pixel; the others go behind it or, mirrored, in front. */
+int normalise_avx2(const prep_table *t, const uint8_t *p, int pixels, bool mirror, float *out);
 /* One image into out (H,W,C of prep). a NULL or all zero: evaluation. r: the image's generator. */
 bool prep_image(const prep_table *t, const data_augment *a, rng *r, const set_view *v, float *out,
                 err *e);

@@ -225,6 +225,44 @@ static void jitter_changes_brightness_contrast_and_saturation_within_bounds(void
     CHECK(grey_lo > .3 && grey_lo < .5 && grey_hi < 2 && grey_hi > 1.6);
 }
 
+/* Where images are mirrored, stick out of the window, and are not whole steps wide. */
+static void vectors_normalise_to_the_bits_of_the_definition(void) {
+    enum { SIDE = 75 };
+    static const data_prep preps[] = {
+        { SIDE, SIDE, 3, 0, { 0.485f, 0.456f, 0.406f }, { 0.229f, 0.224f, 0.225f } },
+        { SIDE, SIDE, 3, 0, { 0, 0, 0 }, { 1, 1, 1 } },
+        { SIDE, SIDE, 3, 0, { -3.7f, 0.1f, 1e-9f }, { 1e-3f, 7.3f, 1e30f } },
+    };
+    static uint8_t x[SIDE * SIDE * 3];
+    static float got[SIDE * SIDE * 3];
+    rng r = rng_at(3, RNG_TEST, 0, 0);
+    err e = { 0 };
+    CHECK_OK(core_init(&(core_options){ .threads = 1, .isa = test_isa() }, &e), e);
+    for (int trial = 0; trial < 60; trial++) {
+        const data_prep *p = &preps[trial % 3];
+        prep_table t;
+        prep_table_init(&t, p);
+        CHECK(t.by_product || trial % 3 == 2);
+        const set_view v = { SIDE, SIDE, 3, x, NULL };
+        const data_augment a = { .pad = trial % 20, .hflip = (float)(trial / 3 % 2) };
+        for (size_t i = 0; i < sizeof x; i++) x[i] = (uint8_t)rng_u32(&r);
+        rng draws = rng_at(5, RNG_AUGMENT, 0, (uint64_t)trial), again = draws;
+        CHECK_OK(prep_image(&t, &a, &draws, &v, got, &e), e);
+        int down = 0, right = 0;
+        if (a.pad) down = (int)rng_below(&again, 2 * (uint32_t)a.pad + 1) - a.pad, right = (int)rng_below(&again, 2 * (uint32_t)a.pad + 1) - a.pad;
+        bool same = true;
+        for (int i = 0; i < SIDE * SIDE * 3; i++) {
+            int c = i % 3, row = i / 3 / SIDE + down, column = a.hflip > 0 ? SIDE - 1 - i / 3 % SIDE : i / 3 % SIDE;
+            column += right;
+            bool inside = row >= 0 && row < SIDE && column >= 0 && column < SIDE;
+            float byte = inside ? x[(row * SIDE + column) * 3 + c] : 0, want = (byte / 255.0f - p->mean[c]) / p->std[c];
+            same = same && !memcmp(&want, &got[i], sizeof want);
+        }
+        CHECK(same);
+    }
+    core_stop();
+}
+
 int main(void) {
     RUN(every_operation_equals_pil_bit_for_bit);
     RUN(randaug_is_read_and_printed_as_timm_writes_it);
@@ -233,6 +271,7 @@ int main(void) {
     RUN(operations_that_never_come_leave_crops_and_mirrors_as_they_were);
     RUN(everything_together_does_not_depend_on_workers);
     RUN(cutmix_exchanges_a_box_whose_share_is_lam);
+    RUN(vectors_normalise_to_the_bits_of_the_definition);
     RUN(jitter_changes_brightness_contrast_and_saturation_within_bounds);
     END();
 }
