@@ -244,7 +244,7 @@ static void vectors_normalise_to_the_bits_of_the_definition(void) {
         prep_table_init(&t, p);
         CHECK(t.by_product || trial % 3 == 2);
         const set_view v = { SIDE, SIDE, 3, x, NULL };
-        const data_augment a = { .pad = trial % 20, .hflip = (float)(trial / 3 % 2) };
+        const data_augment a = { .pad = trial % 20, .hflip = (double)(trial / 3 % 2) };
         for (size_t i = 0; i < sizeof x; i++) x[i] = (uint8_t)rng_u32(&r);
         rng draws = rng_at(5, RNG_AUGMENT, 0, (uint64_t)trial), again = draws;
         CHECK_OK(prep_image(&t, &a, &draws, &v, got, &e), e);
