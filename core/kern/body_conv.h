@@ -37,6 +37,27 @@ INLINE void tile_stretch(const int MR, const int NV, const bool AHEAD, const flo
     for (; c < end; c++, w += NV * LANES) tile_step(MR, NV, p, c, w, acc);
 }
 
+/* plain: whole vectors and no residual, which most tiles are; short sums feel every instruction here. */
+INLINE void tile_store(const int MR, const int NV, const bool plain, const tile_args *t, vf acc[][2])
+{
+    const vf lo = v_set1(t->lo), hi = v_set1(t->hi);
+    const float *residual = t->residual;
+    const int32_t *oy = t->oy;
+    const int lanes = t->lanes;
+    float *y = t->y;
+    UNROLL for (int i = 0; i < MR; i++) {
+        const int64_t at = oy[i];
+        UNROLL for (int v = 0; v < NV; v++) {
+            const int n = v == NV - 1 ? lanes : LANES;
+            vf a = acc[i][v];
+            if (!plain && residual) a = v_add(a, v_load_n(residual + at + v * LANES, n));
+            a = v_min(hi, v_max(lo, a));
+            if (plain) v_store(y + at + v * LANES, a);
+            else v_store_n(y + at + v * LANES, n, a);
+        }
+    }
+}
+
 INLINE void tile_body(const int MR, const int NV, const tile_args *t)
 {
     const float *p[TILE_MAX];
@@ -61,17 +82,8 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
             UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
         return;
     }
-    vf lo = v_set1(t->lo), hi = v_set1(t->hi);
-    UNROLL for (int i = 0; i < MR; i++) {
-        float *y = t->y + t->oy[i];
-        const float *residual = t->residual ? t->residual + t->oy[i] : NULL;
-        UNROLL for (int v = 0; v < NV; v++) {
-            int n = v == NV - 1 ? t->lanes : LANES;
-            vf a = acc[i][v];
-            if (residual) a = v_add(a, v_load_n(residual + v * LANES, n));
-            v_store_n(y + v * LANES, n, v_min(hi, v_max(lo, a)));
-        }
-    }
+    if (t->lanes == LANES && !t->residual) tile_store(MR, NV, true, t, acc);
+    else tile_store(MR, NV, false, t, acc);
 }
 
 INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wtile_args *t, vf acc[][2])
