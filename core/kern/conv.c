@@ -47,6 +47,7 @@ typedef struct { wino_plan *wino; tile_plan **tile; dw_plan **dw; int M, n; size
 struct conv_plan {
     conv_shape s;
     road_kind road;
+    unsigned passes;
     bool prologue;
     gather_set forward, back;
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
@@ -162,6 +163,7 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     if (!p) return NULL;
     p->s = *s;
     p->road = road_for(s);
+    p->passes = passes;
     p->prologue = passes & CONV_PROLOGUE && conv_has_prologue(s);
     if (!roads_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
@@ -208,7 +210,7 @@ void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *p
 size_t conv_scratch_floats(const conv_plan *p)
 {
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
-    size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
+    size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw && p->passes & CONV_WEIGHT_GRAD ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
     if (set_scratch(&p->forward) > most) most = set_scratch(&p->forward);
     return set_scratch(&p->back) > most ? set_scratch(&p->back) : most;
 }
