@@ -77,6 +77,22 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
 void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *pro, const float *dy,
                       bool accumulate, float *dw, float *scratch);
 
+/* ---- convolutions in bands: several that follow each other, rows by rows (INFER) ----------------- */
+
+/* link[k] reads what link[k-1] puts out; only the last one's output is ever whole, the others' rows live in
+ * scratch. The same bits as one after the other. */
+enum { CONV_BANDS_MAX = 8 };
+typedef struct conv_bands conv_bands;
+typedef struct { const float *packed; conv_epilogue ep; } conv_link;     /* residual: the last link only; part: none */
+/* Dense 1×1 and small depthwise kernels, whose maps between are too large for the cache: only such may be given. */
+bool conv_bands_win(const conv_shape *s, int n);
+/* rows: of the last output in a band; 0: as many as the cache allows. */
+conv_bands *conv_bands_new(const conv_shape *s, int n, int rows, err *e);
+void   conv_bands_free(conv_bands *b);
+size_t conv_bands_scratch_floats(const conv_bands *b);
+/* packed: by any plan of the link's shape. ns: the time every link took is added, all threads together; or NULL. */
+void   conv_bands_forward(const conv_bands *b, const float *x, const conv_link *link, float *y, float *scratch, int64_t *ns);
+
 /* ---- rows × channels: norms, activations, sums ------------------------------------------------ */
 /* rows = n*h*w; x[r*c + ch]. Sums over rows are formed in double in a fixed order. */
 

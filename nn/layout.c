@@ -61,7 +61,7 @@ static void find_whole(nn_plan *p)
         p->whole[i] = p->home[i] < 0 || !groups_of(p, p->home[i]) || i == p->alias[p->g->output];
     for (int i = 0; i < p->n_step; i++) {
         const nn_step *s = &p->step[i];
-        for (int k = 0; k <= s->n_in; k++) {
+        for (int k = 0; k <= s->n_in && !s->absorbed; k++) {
             const int from = k < s->n_in ? s->in[k] : s->residual;
             if (from >= 0 && p->home[from] >= 0 && p->step[p->home[from]].stage != s->stage)
                 p->whole[from] = true;
@@ -107,6 +107,8 @@ static void add_values(nn_plan *p)
     for (int i = 0; i < p->n_step; i++) {
         const nn_step *s = &p->step[i];
         const int back = backward_time(p, i);
+        if (s->absorbed)
+            continue;
         for (int k = 0; k < s->n_in; k++)
             live_until(p, s->in[k], s->active && s->op->flags & NN_NEEDS_IN ? back : last_read(p, s->in[k], i));
         if (s->residual >= 0)
@@ -222,6 +224,8 @@ static void reuse_in_place(nn_plan *p)
     for (int i = 0; i < p->n_step; i++) {
         const nn_step *s = &p->step[i];
         const int y = p->value[s->out];
+        if (s->absorbed)
+            continue;
         bool done = false;
         for (int k = 0; s->op->flags & NN_INPLACE && k < s->n_in && !done; k++)
             done = join(p, p->value[s->in[k]], y, i);

@@ -40,7 +40,7 @@ extern const char *const nn_barrier_names[3];
 /* ---- steps ----------------------------------------------------------------------------------- */
 
 /* What the caller sets between runs. */
-typedef struct { double momentum; uint64_t seed; int64_t epoch, step; } nn_run;
+typedef struct { double momentum; uint64_t seed; int64_t epoch, step; bool timed; } nn_run;
 
 /* When a step's private memory must hold its content. */
 typedef enum {
@@ -84,6 +84,10 @@ typedef struct nn_step {
     row_sums     sums;           /* of y, for the reader; parts 0: it has to do without */
     bool         lazy;           /* TRAIN: a norm whose only reader applies it; y is x, not written */
     const struct nn_step *norm_in;       /* TRAIN: the lazy norm behind which x[0] is wanted; NULL */
+    struct nn_step *before;      /* INFER: the step that runs with this one, band by band of rows; NULL */
+    bool         absorbed;       /* … is such a step: it keeps weights for the one behind it, and has no y */
+    conv_bands  *bands;          /* owned, of the last step of a band; in[0] is then what the first one reads */
+    int64_t      ns;             /* of a timed run in bands, all threads together */
     double       loss;           /* losses: mean over the batch, unweighted */
 } nn_step;
 
@@ -107,6 +111,7 @@ enum {
     NN_ACT_ONLY = 4096,          /* fuses activations, not residuals */
     NN_GIVES_SUMS = 8192,        /* TRAIN: can sum up the rows of y while it makes them */
     NN_APPLIES_NORM = 16384,     /* TRAIN: can apply the norm before it to what it reads, see conv_prologue */
+    NN_IN_BANDS = 32768,         /* INFER: can run with others of its kind, band by band, see conv_bands */
 };
 
 typedef struct {
@@ -165,6 +170,9 @@ bool nn_conv_prepare(nn_step *s, err *e);
 void nn_conv_refresh(nn_step *s);
 void nn_conv_forward(nn_step *s, const nn_run *r);
 void nn_conv_backward(nn_step *s, const nn_run *r);
+/* The shapes of a step and those before it in its band, the first one first; how many, at most one more than
+ * there is room for in CONV_BANDS_MAX, which are then not written. */
+int  nn_band_shapes(const nn_step *s, conv_shape *shape);
 /* What a norm of TRAIN has made of the batch's statistics. */
 conv_prologue nn_norm_prologue(const nn_step *norm);
 
@@ -214,9 +222,10 @@ void  nn_plan_poison(nn_plan *p, bool on);
 /* For benchmarks: from now on the nanoseconds of every step are added to ns[step], those of its backward
  * to ns[2n-1-step]; ns is the caller's, NULL ends it. */
 void  nn_plan_watch(nn_plan *p, int64_t *ns);
-/* Every public way to make a plan ends here; tests compare plans with and without fusion, and whole
- * batches with groups made as if the cache were tiny. */
-enum { NN_PLAN_INPUT_GRAD = 1, NN_PLAN_NO_FUSION = 2, NN_PLAN_WHOLE_BATCH = 4, NN_PLAN_SMALL_GROUPS = 8 };
+/* Every public way to make a plan ends here; tests compare plans with and without fusion, whole
+ * batches with groups made as if the cache were tiny, and bands with steps one after the other. */
+enum { NN_PLAN_INPUT_GRAD = 1, NN_PLAN_NO_FUSION = 2, NN_PLAN_WHOLE_BATCH = 4, NN_PLAN_SMALL_GROUPS = 8,
+       NN_PLAN_NO_BANDS = 16 };
 nn_plan *nn_plan_build(nn_graph *g, nn_mode mode, int batch, unsigned options, err *e);
 
 #endif

@@ -3,7 +3,8 @@
  *
  * Fusion: a step absorbs the nodes that follow it as long as nobody else reads what lies between: a
  * batch norm (INFER, into the weights), a sum whose other operand is ready (as the residual of the
- * epilogue), an activation. Whether a step can is a flag of its op. */
+ * epilogue), an activation. Whether a step can is a flag of its op. Convolutions with large maps between
+ * them stay steps of their own, but the last one runs them all (INFER, conv_bands). */
 #include "nn/op.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -166,6 +167,26 @@ static void find_lazy_norm(const nn_plan *p, const survey *v, nn_step *s)
     s->norm_in = norm->lazy ? norm : NULL;
 }
 
+/* A step of INFER that can run with the one before it, where nobody else reads what lies between. */
+static void find_band(const nn_plan *p, const survey *v, nn_step *s)
+{
+    const int home = s->n_in ? p->home[s->in[0]] : -1;
+    if (p->mode != NN_INFER || !(s->op->flags & NN_IN_BANDS) || home < 0 || v->uses[s->in[0]] != 1)
+        return;
+    conv_shape shape[CONV_BANDS_MAX];
+    nn_step *before = &p->step[home];
+    if (!(before->op->flags & NN_IN_BANDS) || before->residual >= 0)
+        return;
+    s->before = before;
+    if (!conv_bands_win(shape, nn_band_shapes(s, shape))) {
+        s->before = NULL;
+        return;
+    }
+    before->absorbed = true;
+    p->home[s->in[0]] = -1;
+    s->in[0] = before->in[0];
+}
+
 static void bind_params(const nn_plan *p, nn_step *s)
 {
     for (int k = 0; k < s->node->n_w; k++)
@@ -198,6 +219,8 @@ static void make_steps(nn_plan *p, survey *v, unsigned options)
             fuse(p, v, s);
             find_giver(p, s);
             find_lazy_norm(p, v, s);
+            if (!(options & NN_PLAN_NO_BANDS))
+                find_band(p, v, s);
         }
         bind_params(p, s);
         p->home[s->out] = p->n_step++;
@@ -311,7 +334,7 @@ void nn_plan_free(nn_plan *p)
     if (!p)
         return;
     for (int i = 0; i < p->n_step; i++)
-        conv_plan_free(p->step[i].conv);
+        conv_plan_free(p->step[i].conv), conv_bands_free(p->step[i].bands);
     arena_free(&p->mem);
     mem_free(p->step);
     mem_free(p->stage);

@@ -29,14 +29,33 @@ static void poison(const nn_plan *p, int t, bool after, bool edge)
 
 /* ---- run ------------------------------------------------------------------------------------- */
 
-void nn_plan_watch(nn_plan *p, int64_t *ns) { p->spent = ns; }
+void nn_plan_watch(nn_plan *p, int64_t *ns)
+{
+    p->spent = ns;
+    p->run.timed = ns != NULL;
+}
+
+/* The nanoseconds of steps that ran in bands, by what each of them took. */
+static void share_out(const nn_plan *p, const nn_step *s, int64_t ns)
+{
+    int64_t all = 0;
+    for (const nn_step *t = s; t; t = t->before)
+        all += t->ns;
+    for (const nn_step *t = s; t; t = t->before)
+        p->spent[t - p->step] += all ? (int64_t)((double)ns * (double)t->ns / (double)all) : 0;
+}
 
 static void run_step(nn_plan *p, nn_step *s, int time, void (*way)(nn_step *, const nn_run *))
 {
     const int64_t start = p->spent ? clock_ns() : 0;
     way(s, &p->run);
-    if (p->spent)
-        p->spent[time] += clock_ns() - start;
+    if (!p->spent)
+        return;
+    const int64_t ns = clock_ns() - start;
+    if (s->bands)
+        share_out(p, s, ns);
+    else
+        p->spent[time] += ns;
 }
 
 /* Where the images from `image` on stand in a node's value. */
@@ -61,10 +80,11 @@ static void forward_group(nn_plan *p, const nn_stage *g, int64_t image)
     const bool first = image == 0, last = image + g->group == p->batch;
     for (int i = g->first; i < g->end; i++) {
         nn_step *s = &p->step[i];
-        if (g->group < p->batch)
+        if (g->group < p->batch && !s->absorbed)
             aim(p, s, image);
         poison(p, i, false, first);
-        run_step(p, s, i, s->op->forward);
+        if (!s->absorbed)
+            run_step(p, s, i, s->op->forward);
         poison(p, i, true, last);
     }
 }
@@ -185,7 +205,7 @@ void nn_plan_print(const nn_plan *p, buf *out)
                    s->norm >= 0 ? "+batchnorm" : "", s->residual >= 0 ? "+add" : "", acts[s->act],
                    s->batch, (long long)d[1], (long long)d[2], (long long)d[3]);
         if (s->conv)
-            buf_printf(out, "  %s", conv_plan_road(s->conv));
+            buf_printf(out, "  %s%s", conv_plan_road(s->conv), s->absorbed || s->before ? " in bands" : "");
         for (int k = 0; k < s->n_in; k++)
             print_place(p, out, "x", p->value[s->in[k]]);
         print_place(p, out, "res", s->residual >= 0 ? p->value[s->residual] : -1);

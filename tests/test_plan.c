@@ -321,7 +321,8 @@ static void a_big_batch_is_cut_where_maps_are_small(void)
     err e = { 0 };
     nn_graph *g = nn_model_find("mobilenetv2")->build(&(nn_build){ .h = 96, .w = 96 }, &e);
     CHECK_OK(g, e);
-    nn_plan *p = nn_plan_new(g, NN_INFER, 64, &e), *q = nn_plan_build(g, NN_INFER, 64, NN_PLAN_WHOLE_BATCH, &e);
+    nn_plan *p = nn_plan_build(g, NN_INFER, 64, NN_PLAN_NO_BANDS, &e),
+            *q = nn_plan_build(g, NN_INFER, 64, NN_PLAN_NO_BANDS | NN_PLAN_WHOLE_BATCH, &e);
     CHECK(p->n_stage > 1 && p->stage[0].group < p->stage[p->n_stage - 1].group);
     CHECK(nn_plan_describe(p).live_bytes < nn_plan_describe(q).live_bytes / 2);
     for (int i = 0; i < p->n_stage; i++)
@@ -536,6 +537,40 @@ static void resnet20_becomes_convolutions_and_little_else(void)
     nn_graph_free(g);
 }
 
+/* Whose maps are too large for any second-level cache, for one image and for groups of a batch. */
+static void bands_are_the_bits_of_steps_one_after_the_other(void)
+{
+    err e = { 0 };
+    const nn_build b = { .classes = 10, .h = 416, .w = 416, .c = 3, .width = 0.5 };
+    nn_graph *g = nn_model_open("mobilenetv2", &b, 1, &e);
+    CHECK_OK(g, e);
+    for (int batch = 1; g && batch <= 3; batch += 2) {
+        nn_plan *p = nn_plan_build(g, NN_INFER, batch, NN_PLAN_NO_BANDS, &e),
+                *q = nn_plan_build(g, NN_INFER, batch, batch > 1 ? NN_PLAN_SMALL_GROUPS : 0, &e);
+        CHECK_OK(p && q, e);
+        int absorbed = 0;
+        for (int i = 0; i < q->n_step; i++) {
+            absorbed += q->step[i].absorbed;
+            CHECK(!q->step[i].absorbed || !nn_plan_value(q, q->step[i].out));
+        }
+        CHECK(absorbed >= 3);
+        check_layout(q);
+        fill_inputs(p, 1);
+        fill_inputs(q, 1);
+        nn_plan_poison(q, true);
+        int64_t *ns = mem_new((size_t)(2 * q->n_step), sizeof *ns, NULL);
+        nn_plan_watch(q, ns);
+        nn_plan_forward(p);
+        nn_plan_forward(q);
+        CHECK(!memcmp(nn_plan_output(p), nn_plan_output(q), (size_t)output_count(p) * sizeof(float)));
+        for (int i = 0; i < q->n_step; i++) CHECK(ns[i] > 0);
+        nn_plan_free(p);
+        nn_plan_free(q);
+        mem_free(ns);
+    }
+    nn_graph_free(g);
+}
+
 static void impossible_plans_are_refused(void)
 {
     err e = { 0 };
@@ -668,6 +703,7 @@ int main(void)
     RUN(folding_needs_no_memory_of_its_own);
     RUN(gradients_nobody_needs_are_not_computed);
     RUN(resnet20_becomes_convolutions_and_little_else);
+    RUN(bands_are_the_bits_of_steps_one_after_the_other);
     RUN(impossible_plans_are_refused);
     RUN(the_number_of_threads_does_not_change_a_bit);
     RUN(the_ruler_orders_plans_by_their_work);

@@ -36,6 +36,29 @@ bool nn_conv_shapes(nn_node *n, const nn_node *const *in, nn_dims *param, err *e
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
+int nn_band_shapes(const nn_step *s, conv_shape *shape)
+{
+    int n = 0, at = 0;
+    for (const nn_step *t = s; t; t = t->before)
+        n++;
+    for (const nn_step *t = s; t && n <= CONV_BANDS_MAX; t = t->before)
+        shape[n - ++at] = nn_conv_window(t->node, t->src[0], s->batch);
+    return n;
+}
+
+/* The last step of a band makes it, and brings the scratch. */
+static bool prepare_bands(nn_step *s, err *e)
+{
+    conv_shape shape[CONV_BANDS_MAX];
+    if (!s->before || s->absorbed)
+        return true;
+    s->bands = conv_bands_new(shape, nn_band_shapes(s, shape), 0, e);
+    if (!s->bands)
+        return err_note(e, "%s", s->node->name);
+    nn_ask(s, SCRATCH, NN_AT_FORWARD, conv_bands_scratch_floats(s->bands) * sizeof(float));
+    return true;
+}
+
 bool nn_conv_prepare(nn_step *s, err *e)
 {
     const conv_shape shape = nn_conv_window(s->node, s->src[0], s->batch);
@@ -63,7 +86,7 @@ bool nn_conv_prepare(nn_step *s, err *e)
         size_t sum = s->node->attr.bias ? bn_scratch_bytes(nn_rows(s, s->node), shape.o) : 0;
         nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, larger(scratch, sum));
     }
-    return true;
+    return prepare_bands(s, e);
 }
 
 /* W'[o] = g W[o],  b'[o] = g (b[o] - mean) + beta,  g = gamma / sqrt(var + eps): in double, rounded
@@ -103,13 +126,33 @@ static const conv_prologue *prologue_of(const nn_step *s, conv_prologue *own)
     return own;
 }
 
+static const float *folded_bias(const nn_step *s) { return s->w[1] || s->norm >= 0 ? s->mem[BIAS].p : NULL; }
+
+static void run_bands(nn_step *s, bool timed)
+{
+    conv_link link[CONV_BANDS_MAX];
+    int64_t ns[CONV_BANDS_MAX] = { 0 };
+    int n = 0, k = 0;
+    for (const nn_step *t = s; t; t = t->before)
+        n++;
+    for (const nn_step *t = s; t; t = t->before)
+        link[n - ++k] = (conv_link){ t->mem[PACKED].p, { .bias = folded_bias(t), .residual = t->res, .act = t->act } };
+    conv_bands_forward(s->bands, s->x[0], link, s->y, s->mem[SCRATCH].p, timed ? ns : NULL);
+    k = 0;
+    for (nn_step *t = s; t; t = t->before)
+        t->ns = ns[n - ++k];
+}
+
 void nn_conv_forward(nn_step *s, const nn_run *r)
 {
-    (void)r;
     conv_prologue pro;
     conv_epilogue ep = { .residual = s->res, .act = s->act };
+    if (s->bands) {
+        run_bands(s, r->timed);
+        return;
+    }
     if (s->mode == NN_INFER)
-        ep.bias = s->w[1] || s->norm >= 0 ? s->mem[BIAS].p : NULL;
+        ep.bias = folded_bias(s);
     else {
         conv_pack(s->conv, CONV_FORWARD, s->w[0]->x, s->mem[PACKED].p);
         ep.bias = s->w[1] ? s->w[1]->x : NULL;
@@ -137,7 +180,7 @@ void nn_conv_backward(nn_step *s, const nn_run *r)
 
 const nn_op nn_op_conv2d = {
     .name = "conv2d", .onnx = "Conv",
-    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM | NN_GIVES_SUMS | NN_APPLIES_NORM,
+    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM | NN_GIVES_SUMS | NN_APPLIES_NORM | NN_IN_BANDS,
     .attrs = NN_HAS(out) | NN_HAS(k) | NN_HAS(stride) | NN_HAS(pad) | NN_HAS(dilation)
            | NN_HAS(groups) | NN_HAS(bias) | NN_HAS(fixed),
     .in_min = 1, .in_max = 1,

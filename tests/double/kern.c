@@ -54,6 +54,16 @@ static double activate(act_kind act, double v)
 
 bool conv_has_prologue(const conv_shape *s) { return s->c > 0; }
 
+/* Nothing runs in bands here. */
+bool   conv_bands_win(const conv_shape *s, int n) { return !s && n < 0; }
+conv_bands *conv_bands_new(const conv_shape *s, int n, int rows, err *e) { (void)s, (void)n, (void)rows, (void)e; return NULL; }
+void   conv_bands_free(conv_bands *b) { (void)b; }
+size_t conv_bands_scratch_floats(const conv_bands *b) { return b != NULL; }
+void   conv_bands_forward(const conv_bands *b, const float *x, const conv_link *link, float *y, float *scratch, int64_t *ns)
+{
+    (void)b, (void)x, (void)link, (void)y, (void)scratch, (void)ns;
+}
+
 static double prepared(const float *x, int64_t at, const conv_prologue *pro, int c)
 {
     return pro ? activate(pro->act, x[at] * pro->scale[at % c] + pro->shift[at % c]) : x[at];
