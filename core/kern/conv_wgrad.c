@@ -10,7 +10,8 @@
  *
  * A tile reads a few channels of each pixel. Where pixels have many, those few are first copied
  * side by side into memory of the worker: the panel's slice of dy for all tiles and taps, the
- * tile's slice of x for all taps.
+ * tile's slice of x for all taps. Where pixels have few, a row of taps is one stretch of x, whose
+ * values are summed like channels; only where the border cuts it, tap by tap.
  *
  * A block's sums: [group][panel][tap][c][16*NV], like packed weights. A single block needs those of
  * one panel only, in memory of the worker. */
@@ -26,6 +27,8 @@ struct wgrad_plan {
     int panels;                  /* of all groups */
     int64_t group_floats;        /* sums of one group */
     bool near, together, copy_dy, copy_x, prologue;
+    bool merge;                  /* a row of taps is summed as one, */
+    int q0, q1;                  /* … for these outputs of a row */
     int workers;
     int64_t dy_floats, x_floats, own_floats;             /* of one worker: slices of a unit; all, sums too */
 };
@@ -88,6 +91,24 @@ static void plan_units(wgrad_plan *p)
     p->together &= p->blocks > 1;
 }
 
+/* Output positions [*q0, *q1) of [from, to) whose tap lies inside [0, size). */
+static void inside(int from, int to, int stride, int offset, int size, int *q0, int *q1)
+{
+    *q0 = offset < 0 ? (int)kern_max(from, (-offset + stride - 1) / stride) : from;
+    *q1 = offset < size ? (int)kern_min(to, (size - 1 - offset) / stride + 1) : from;
+    if (*q1 < *q0) *q1 = *q0;
+}
+
+static void plan_merge(wgrad_plan *p)
+{
+    const conv_shape *s = &p->s;
+    int none;
+    p->merge = !p->near && s->groups == 1 && s->kw > 1 && s->dw == 1;
+    inside(0, p->OW, s->sw, -s->pl, s->w, &p->q0, &none);
+    p->q0 = (int)kern_min(p->q0, p->OW);
+    inside(p->q0, p->OW, s->sw, s->kw - 1 - s->pl, s->w, &none, &p->q1);
+}
+
 static void plan_copies(wgrad_plan *p)
 {
     const conv_shape *s = &p->s;
@@ -116,6 +137,7 @@ wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, err *e)
     p->near = s->kh * s->kw > 1 && s->c >= NEAR_CHANNELS;
     plan_units(p);
     plan_copies(p);
+    plan_merge(p);
     return p;
 }
 
@@ -150,14 +172,6 @@ typedef struct {
     fetch next;                  /* x of the unit that follows */
     bool more;                   /* it follows, and what it reads lies side by side with this one's */
 } visit;
-
-/* Output positions [*q0, *q1) of [from, to) whose tap lies inside [0, size). */
-static void inside(int from, int to, int stride, int offset, int size, int *q0, int *q1)
-{
-    *q0 = offset < 0 ? (int)kern_max(from, (-offset + stride - 1) / stride) : from;
-    *q1 = offset < size ? (int)kern_min(to, (size - 1 - offset) / stride + 1) : from;
-    if (*q1 < *q0) *q1 = *q0;
-}
 
 /* `floats` of every pixel side by side; from one to the next `step` and `wide` floats. */
 static void copy_slice(int64_t pixels, int floats, const float *from, int64_t step, int wide, float *to)
@@ -198,17 +212,18 @@ static void prepare_x(const wgrad_job *j, const visit *u)
                    j->pro->scale, j->pro->shift, NULL, j->pro->act, u->x);
 }
 
-/* One tap of one tile: in-channels c0 … c0+height. */
-static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int height)
+/* One tap of one tile for outputs [from, to) of a row: in-channels c0 … c0+height, those of the taps beside it
+ * counted on where a row of taps is one. add: to sums that are there already. */
+static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int height, int from, int to, bool add)
 {
     const wgrad_plan *p = j->p;
     const conv_shape *s = &p->s;
     int oh = a * s->dh - s->pt, ow = b * s->dw - s->pl, l0, l1, q0, q1, wide = u->v.nv * kern.lanes;
     inside(u->r0, u->r0 + u->rows, s->sh, oh, s->h, &l0, &l1);
-    inside(0, p->OW, s->sw, ow, s->w, &q0, &q1);
+    inside(from, to, s->sw, ow, s->w, &q0, &q1);
     const bool fetches = u->more && a + b == 0;
     fetch_some(&u->next);
-    if (u->add && (l1 == l0 || q1 == q0)) return;
+    if (add && (l1 == l0 || q1 == q0)) return;
     const float *x = p->copy_x ? u->x : (j->pro ? u->x : j->x + ((int64_t)u->n0 * s->h + u->h0) * s->w * s->c) + u->group * p->cg + c0;
     const float *dy = p->copy_dy ? u->dy : j->dy + ((int64_t)u->n0 * p->OH + u->r0) * p->OW * s->o + u->group * p->og + u->v.first;
     int64_t xc = p->copy_x ? TILE_MAX : s->c, xh = p->copy_x || j->pro ? u->lines : s->h;
@@ -219,7 +234,7 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
         .x_img = xh * s->w * xc, .dy_img = dh * p->OW * dc,
         .x_line = (int64_t)s->sh * s->w * xc, .dy_line = p->OW * dc,
         .x_step = s->sw * xc, .dy_step = dc,
-        .imgs = u->imgs, .lines = q1 > q0 ? l1 - l0 : 0, .count = q1 - q0, .lanes = u->v.lanes, .add = u->add,
+        .imgs = u->imgs, .lines = q1 > q0 ? l1 - l0 : 0, .count = q1 - q0, .lanes = u->v.lanes, .add = add,
         .x_ahead = fetches && !j->pro && (!p->together || u->v.first == 0) ? (int64_t)u->imgs * u->lines * s->w * s->c : 0,
         .dy_ahead = fetches && c0 == 0 ? (int64_t)u->imgs * u->rows * p->OW * s->o : 0,
         .sum = u->sums + ((int64_t)(a * s->kw + b) * p->cg + c0) * wide };
@@ -229,17 +244,36 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
 /* Height of the tiles over cg in-channels, as even as can be. */
 static int tile_count(int cg, int nv) { return (int)kern_div_up(cg, kern.wtallest[nv - 1]); }
 
+/* Rows of taps where they are whole, single taps beside. */
+static void sum_merged(const wgrad_job *j, visit *u)
+{
+    const wgrad_plan *p = j->p;
+    const int cg = p->cg, all = p->s.kw * cg, wide = tile_count(all, u->v.nv), n = tile_count(cg, u->v.nv);
+    for (int a = 0; a < p->s.kh; a++) {
+        for (int k = 0; k < wide; k++) {
+            int r0 = k * all / wide, r1 = (k + 1) * all / wide;
+            sum_tap(j, u, a, 0, r0, r1 - r0, p->q0, p->q1, u->add);
+        }
+        for (int i = 0; i < p->s.kw * n; i++) {
+            int b = i / n, c0 = i % n * cg / n, c1 = (i % n + 1) * cg / n;
+            sum_tap(j, u, a, b, c0, c1 - c0, 0, p->q0, true);
+            sum_tap(j, u, a, b, c0, c1 - c0, p->q1, p->OW, true);
+        }
+    }
+}
+
 static void sum_unit(const wgrad_job *j, visit *u)
 {
     const wgrad_plan *p = j->p;
     int n = tile_count(p->cg, u->v.nv);
     if (p->copy_dy) copy_dy(j, u);
     if (j->pro && (!p->together || u->v.first + u->group == 0)) prepare_x(j, u);
+    if (p->merge) { sum_merged(j, u); return; }
     for (int k = 0; k < n; k++) {
         int c0 = k * p->cg / n, c1 = (k + 1) * p->cg / n;
         if (p->copy_x) copy_x(j, u, c0);
         for (int a = 0; a < p->s.kh; a++)
-            for (int b = 0; b < p->s.kw; b++) sum_tap(j, u, a, b, c0, c1 - c0);
+            for (int b = 0; b < p->s.kw; b++) sum_tap(j, u, a, b, c0, c1 - c0, 0, p->OW, u->add);
     }
 }
 
