@@ -18,6 +18,8 @@ typedef enum { ACT_NONE, ACT_RELU, ACT_RELU6, ACT_SILU, ACT_COUNT } act_kind;
 #define ROW_PART(c) (1 + 2 * (int64_t)(c))
 typedef struct { const double *part; int64_t parts; } row_sums;
 
+typedef struct { float *p; bool accumulate; } grad_out;
+
 /* ---- convolution (cross-correlation, no kernel flip) ----------------------------------------- */
 
 typedef struct {
@@ -34,8 +36,9 @@ int  conv_out_w(const conv_shape *s);
 bool conv_shape_check(const conv_shape *s, err *e);     /* positive sizes, groups divide, output >= 1 */
 int64_t conv_macs(const conv_shape *s);    /* nominal multiply-adds, padding counted */
 
-/* CONV_PROLOGUE: forward and weight gradient will be given a prologue, where there can be one. */
-typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4, CONV_PROLOGUE = 8 } conv_pass;
+/* CONV_PROLOGUE: forward and weight gradient will be given a prologue, where there can be one. CONV_NORM_GRAD:
+ * conv_backward will be given a norm, where there can be one. */
+typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4, CONV_PROLOGUE = 8, CONV_NORM_GRAD = 16 } conv_pass;
 /* Unless core_options says exact, forward and data gradient of a 3×3 convolution may be Winograd's, if
  * that is faster for its shape: F(2×2,3×3), of noise wrong by at most 1e-6 of the largest output, or
  * F(4×4,3×3), by 3e-6 (tests/test_winograd.c).
@@ -63,8 +66,8 @@ bool conv_has_prologue(const conv_shape *s);
 
 /* What happens to a sum before it is stored:  y = act(sum + bias[o] + residual[same place as y]).
  * residual may be the same memory as y. part: the rows of y are summed up while they are near (see
- * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0: so many times ROW_PART(o) doubles. */
-typedef struct { const float *bias, *residual; act_kind act; double *part; } conv_epilogue;
+ * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0: so many times ROW_PART(o) doubles. moments: core/kern's own. */
+typedef struct { const float *bias, *residual; act_kind act; double *part; const struct grad_moments *moments; } conv_epilogue;
 int64_t conv_parts(const conv_plan *p);
 
 /* y (n,oh,ow,o). pro may be NULL (x as it is), ep too (no bias, no residual, no activation). */
@@ -76,6 +79,26 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
 /* dw (o,c/groups,kh,kw) = or += gradient. */
 void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *pro, const float *dy,
                       bool accumulate, float *dw, float *scratch);
+
+/* Both at once, with the same bits.
+ * norm: dy is the gradient behind the norm that reads y, and what the norm's backward makes of it (bn_grad) is made
+ * bit by bit and never written down. For plans made with CONV_NORM_GRAD, and only where conv_joins_norm says so: few
+ * weights, many pixels.
+ * sums: dx is the gradient behind the norm that makes x of pro, and what that norm's backward sums up is summed up
+ * while dx is near, if conv_grad_parts(plan) is not 0: so many times 2c doubles, see bn_backward. */
+typedef struct bn_grad bn_grad;
+typedef struct { const float *mean; double *part; } grad_sums;
+typedef struct {
+    const float *x, *dy;
+    const conv_prologue *pro;
+    const bn_grad *norm;
+    const float *packed;         /* for CONV_DATA_GRAD */
+    grad_out dx, dw;             /* dx.p NULL: not wanted */
+    grad_sums sums;              /* part NULL: not wanted; then dx does not accumulate */
+} conv_grads;
+bool conv_joins_norm(const conv_shape *s);
+int64_t conv_grad_parts(const conv_plan *p);
+void conv_backward(const conv_plan *p, const conv_grads *g, float *scratch);
 
 /* ---- convolutions in bands: several that follow each other, rows by rows (INFER) ----------------- */
 
@@ -99,7 +122,6 @@ void   conv_bands_forward(const conv_bands *b, const float *x, const conv_link *
 /* What forward leaves for backward, c floats each: mean, variance (biased), 1/sqrt(var + eps), and
  * scale, shift with y = act(x*scale + shift + residual). */
 typedef struct { float *mean, *var, *invstd, *scale, *shift; } bn_stats;
-typedef struct { float *p; bool accumulate; } grad_out;
 
 /* Training-mode batch norm with fused residual and activation:
  *   y = act((x-mean)*invstd*gamma + beta + residual).
@@ -109,12 +131,20 @@ typedef struct { float *p; bool accumulate; } grad_out;
 size_t bn_scratch_bytes(int64_t rows, int c);
 void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, const float *gamma, const float *beta,
                 float eps, const float *residual, act_kind act, const bn_stats *st, float *y, void *scratch);
-/* Backward of the above. y is the fused output, which masks the activation; NULL if there was no
+/* Backward of the above. known: where somebody has them, the sums of dz, which is dy through the activation's gate,
+ * and of dz*(x-mean), in parts of 2c doubles; else NULL. y is the fused output, which masks the activation; NULL if there was no
  * residual: then x tells. Not for ACT_SILU, whose slope the output does not tell: there use
  * act_backward, then this without. dx = or += ; dres (may be NULL) = or += gradient of the residual;
  * dgamma, dbeta = or += . dx.p may be NULL; dx or dres, not both, may be dy's memory. */
-void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy, const float *gamma,
+void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy, const row_sums *known, const float *gamma,
                  const bn_stats *st, act_kind act, grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch);
+/* The same in two steps, of a norm without residual. The first sums: dgamma, dbeta, and bn_grad_floats(c) of coef;
+ * the second makes rows [first, first+rows) of dx, dx being the first of them, on the caller's thread. */
+struct bn_grad { int c; act_kind act; const float *x, *coef; };
+size_t bn_grad_floats(int c);
+void bn_backward_sums(int64_t rows, int c, const float *x, const float *dy, const row_sums *known, const float *gamma,
+                      const bn_stats *st, act_kind act, grad_out dgamma, grad_out dbeta, float *coef, void *scratch);
+void bn_grad_rows(const bn_grad *g, int64_t first, int64_t rows, const float *dy, float *dx);
 /* y = act(x*scale[ch] + shift[ch] + residual); scale, shift, residual may be NULL (1, 0, 0). y may be
  * the memory of x or of the residual. */
 void affine_forward(int64_t rows, int c, const float *x, const float *scale, const float *shift,

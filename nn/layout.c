@@ -113,7 +113,7 @@ static void add_values(nn_plan *p)
             live_until(p, s->in[k], s->active && s->op->flags & NN_NEEDS_IN ? back : last_read(p, s->in[k], i));
         if (s->residual >= 0)
             live_until(p, s->residual, last_read(p, s->residual, i));
-        if (s->active && (s->op->flags & NN_NEEDS_OUT || s->act != ACT_NONE))
+        if (s->active && (s->op->flags & NN_NEEDS_OUT || s->act != ACT_NONE || s->norm_out))
             live_until(p, s->out, back);
     }
     live_until(p, p->alias[g->output], end);
@@ -132,12 +132,22 @@ static grad_out write_grad(nn_plan *p, int node, int step)
     return out;
 }
 
+/* A half norm hands its own gradient on. */
+static void leave_grad(nn_plan *p, const nn_step *norm)
+{
+    const int dy = p->grad[norm->out];
+    p->grad[norm->in[0]] = dy;
+    p->buffer[dy].last = backward_time(p, p->home[norm->in[0]]);
+}
+
 static void add_gradients(nn_plan *p)
 {
     for (int i = p->n_step - 1; i >= 0; i--) {
         nn_step *s = &p->step[i];
         for (int k = 0; k < s->n_in; k++)
-            if (s->want[k])
+            if (s->want[k] && s->half)
+                leave_grad(p, s);
+            else if (s->want[k])
                 s->dx[k] = write_grad(p, s->in[k], i);
         if (s->active && s->residual >= 0 && p->wanted[s->residual])
             s->dres = write_grad(p, s->residual, i);
@@ -150,6 +160,8 @@ static void add_gradients(nn_plan *p)
                 : -1;
     }
 }
+
+static int backward_of(const nn_plan *p, const nn_step *s) { return s ? backward_time(p, (int)(s - p->step)) : 0; }
 
 /* Steps run one after another: scratch of all of them is one buffer, as large as the greediest wants it. */
 static int shared_buffer(nn_plan *p, int shared, size_t bytes, int first, int last)
@@ -176,8 +188,8 @@ static bool prepare_steps(nn_plan *p, err *e)
         const int back = backward_time(p, i);
         for (int k = 0; k < NN_MEMORIES; k++) {
             const nn_memory *m = &s->mem[k];
-            const int first[] = { i, back, REFRESH, i, REFRESH, i };
-            const int last[] = { i, back, REFRESH, back, end_of_time(p), s->reader };
+            const int first[] = { i, back, REFRESH, i, REFRESH, i, back, back };
+            const int last[] = { i, back, REFRESH, back, end_of_time(p), s->reader, backward_of(p, s->giver), backward_of(p, s->norm_in) };
             if (!m->bytes)
                 p->memory[i][k] = -1;
             else if (m->when == NN_AT_REFRESH)

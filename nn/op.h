@@ -50,9 +50,11 @@ typedef enum {
     NN_FORWARD_TO_BACKWARD,      /* left by forward for backward */
     NN_ALWAYS,                   /* from refresh on: packed weights */
     NN_UNTIL_READER,             /* left by forward for the forward of step `reader` */
+    NN_BACK_TO_GIVER,            /* left by backward for the backward of step `giver` */
+    NN_BACK_TO_NORM,             /* … of step `norm_in` */
 } nn_when;
 typedef struct { nn_when when; size_t bytes; void *p; } nn_memory;
-enum { NN_MEMORIES = 7 };
+enum { NN_MEMORIES = 8 };
 
 typedef struct nn_op nn_op;
 typedef struct nn_step {
@@ -84,6 +86,10 @@ typedef struct nn_step {
     row_sums     sums;           /* of y, for the reader; parts 0: it has to do without */
     bool         lazy;           /* TRAIN: a norm whose only reader applies it; y is x, not written */
     const struct nn_step *norm_in;       /* TRAIN: the lazy norm behind which x[0] is wanted; NULL */
+    const struct nn_step *applier;       /* … of a lazy norm: that step */
+    row_sums     back_sums;      /* of dx[0], for the backward of norm_in; parts 0: it has to do without */
+    const struct nn_step *norm_out;      /* TRAIN: the norm of y whose backward this step's completes; NULL */
+    bool         half;           /* … is such a norm: its backward sums, and its dx is dy, not written */
     struct nn_step *before;      /* INFER: the step that runs with this one, band by band of rows; NULL */
     bool         absorbed;       /* … is such a step: it keeps weights for the one behind it, and has no y */
     conv_bands  *bands;          /* owned, of the last step of a band; in[0] is then what the first one reads */
@@ -111,6 +117,7 @@ enum {
     NN_ACT_ONLY = 4096,          /* fuses activations, not residuals */
     NN_GIVES_SUMS = 8192,        /* TRAIN: can sum up the rows of y while it makes them */
     NN_APPLIES_NORM = 16384,     /* TRAIN: can apply the norm before it to what it reads, see conv_prologue */
+    NN_JOINS_NORM = 65536,       /* TRAIN: its backward can complete that of the norm behind it, see conv_norm_grads */
     NN_IN_BANDS = 32768,         /* INFER: can run with others of its kind, band by band, see conv_bands */
 };
 
@@ -175,6 +182,9 @@ void nn_conv_backward(nn_step *s, const nn_run *r);
 int  nn_band_shapes(const nn_step *s, conv_shape *shape);
 /* What a norm of TRAIN has made of the batch's statistics. */
 conv_prologue nn_norm_prologue(const nn_step *norm);
+const float *nn_norm_mean(const nn_step *norm);
+/* What a half norm's backward has left to do. */
+bn_grad nn_norm_grad(const nn_step *norm);
 
 /* "64x3x7x7", for sentences. */
 void nn_dims_print(buf *out, int rank, const int64_t *dim);
@@ -223,9 +233,10 @@ void  nn_plan_poison(nn_plan *p, bool on);
  * to ns[2n-1-step]; ns is the caller's, NULL ends it. */
 void  nn_plan_watch(nn_plan *p, int64_t *ns);
 /* Every public way to make a plan ends here; tests compare plans with and without fusion, whole
- * batches with groups made as if the cache were tiny, and bands with steps one after the other. */
+ * batches with groups made as if the cache were tiny, bands with steps one after the other, and norms whose
+ * backward is their own. */
 enum { NN_PLAN_INPUT_GRAD = 1, NN_PLAN_NO_FUSION = 2, NN_PLAN_WHOLE_BATCH = 4, NN_PLAN_SMALL_GROUPS = 8,
-       NN_PLAN_NO_BANDS = 16 };
+       NN_PLAN_NO_BANDS = 16, NN_PLAN_WHOLE_NORMS = 32 };
 nn_plan *nn_plan_build(nn_graph *g, nn_mode mode, int batch, unsigned options, err *e);
 
 #endif

@@ -155,6 +155,18 @@ static void find_giver(const nn_plan *p, nn_step *s)
     }
 }
 
+/* A norm of TRAIN need not write its input's gradient down if the step that made the input, for nobody else,
+ * makes that gradient itself when it wants it. */
+static void find_half_norm(const nn_plan *p, const survey *v, nn_step *s)
+{
+    if (!s->giver || v->uses[s->in[0]] != 1 || s->residual >= 0 || s->act == ACT_SILU)
+        return;
+    nn_step *giver = &p->step[p->home[s->in[0]]];
+    const conv_shape shape = nn_conv_window(giver->node, giver->src[0], giver->batch);
+    s->half = giver->op->flags & NN_JOINS_NORM && !giver->w[1] && conv_joins_norm(&shape);
+    giver->norm_out = s->half ? s : NULL;
+}
+
 /* A norm of TRAIN need not write its output down if the only step that reads it applies it. */
 static void find_lazy_norm(const nn_plan *p, const survey *v, nn_step *s)
 {
@@ -165,6 +177,7 @@ static void find_lazy_norm(const nn_plan *p, const survey *v, nn_step *s)
     const conv_shape shape = nn_conv_window(s->node, s->src[0], s->batch);
     norm->lazy = norm->op->flags & NN_IS_NORM && norm->residual < 0 && norm->act != ACT_SILU && conv_has_prologue(&shape);
     s->norm_in = norm->lazy ? norm : NULL;
+    norm->applier = norm->lazy ? s : NULL;
 }
 
 /* A step of INFER that can run with the one before it, where nobody else reads what lies between. */
@@ -218,6 +231,8 @@ static void make_steps(nn_plan *p, survey *v, unsigned options)
         if (!(options & NN_PLAN_NO_FUSION)) {
             fuse(p, v, s);
             find_giver(p, s);
+            if (!(options & NN_PLAN_WHOLE_NORMS))
+                find_half_norm(p, v, s);
             find_lazy_norm(p, v, s);
             if (!(options & NN_PLAN_NO_BANDS))
                 find_band(p, v, s);

@@ -105,7 +105,7 @@ static void bn_case(int64_t rows, int c, act_kind act, bool with_residual, bool 
     bn_forward(rows, c, x, NULL, gamma, beta, 1e-5f, with_residual ? res : NULL, act, &st, y, scratch);
     bool back = act != ACT_SILU;                                     /* its slope cannot be told from its output */
     if (back)
-        bn_backward(rows, c, x, with_residual ? y : NULL, dy, gamma, &st, act, (grad_out){ dx, accumulate },
+        bn_backward(rows, c, x, with_residual ? y : NULL, dy, NULL, gamma, &st, act, (grad_out){ dx, accumulate },
                     (grad_out){ with_residual ? dr : NULL, accumulate }, (grad_out){ dg, accumulate }, (grad_out){ db, accumulate }, scratch);
     for (int ch = 0; ch < c; ch++) {
         double m = 0, v = 0, sum = 0, sum_x = 0, keep = accumulate ? 1 : 0;
@@ -400,7 +400,7 @@ static void fill_all(float *out)
     float *y = out, *dx = y + COUNT, *dr = dx + COUNT, *w = dr + COUNT, *small = w + COUNT;
     const bn_stats st = { small, small + CH, small + 2 * CH, small + 3 * CH, small + 4 * CH };
     bn_forward(ROWS, CH, x, NULL, g, b, 1e-5f, dy, ACT_RELU, &st, y, scratch);
-    bn_backward(ROWS, CH, x, y, dy, g, &st, ACT_RELU, (grad_out){ dx, false }, (grad_out){ dr, false },
+    bn_backward(ROWS, CH, x, y, dy, NULL, g, &st, ACT_RELU, (grad_out){ dx, false }, (grad_out){ dr, false },
                 (grad_out){ small + 5 * CH, false }, (grad_out){ small + 6 * CH, false }, scratch);
     channel_sum(ROWS, CH, x, false, small + 7 * CH, scratch);
     memcpy(w, x, COUNT * sizeof *w);

@@ -571,6 +571,34 @@ static void bands_are_the_bits_of_steps_one_after_the_other(void)
     nn_graph_free(g);
 }
 
+/* Large enough for the norms of both kinds of convolution. */
+static void half_norms_have_the_gradients_of_whole_ones(void)
+{
+    err e = { 0 };
+    const nn_build b = { .classes = 10, .h = 112, .w = 112, .c = 3 };
+    nn_graph *g = nn_model_open("mobilenetv2", &b, 1, &e), *l = g ? nn_graph_with_loss(g, 0, 0, 0, &e) : NULL;
+    CHECK_OK(l, e);
+    if (!l)
+        return;
+    nn_plan *p = nn_plan_new(l, NN_TRAIN, 16, &e);
+    CHECK_OK(p, e);
+    int half[2] = { 0, 0 }; /* behind dense and depthwise convolutions */
+    for (int i = 0; p && i < p->n_step; i++)
+        half[p->step[i].half && p->step[i].giver->node->attr.groups > 1] += p->step[i].half;
+    CHECK(half[0] >= 3 && half[1] >= 1);
+    check_layout(p);
+    nn_plan_free(p);
+    double loss[2];
+    int64_t n;
+    float *whole = gradients(l, 16, NN_PLAN_WHOLE_NORMS, false, &loss[0], &n), *halves = gradients(l, 16, 0, true, &loss[1], &n);
+    CHECK(loss[0] == loss[1]);
+    CHECK(apart(whole, halves, n) < 1e-6);
+    free(whole);
+    free(halves);
+    nn_graph_free(l);
+    nn_graph_free(g);
+}
+
 static void impossible_plans_are_refused(void)
 {
     err e = { 0 };
@@ -704,6 +732,7 @@ int main(void)
     RUN(gradients_nobody_needs_are_not_computed);
     RUN(resnet20_becomes_convolutions_and_little_else);
     RUN(bands_are_the_bits_of_steps_one_after_the_other);
+    RUN(half_norms_have_the_gradients_of_whole_ones);
     RUN(impossible_plans_are_refused);
     RUN(the_number_of_threads_does_not_change_a_bit);
     RUN(the_ruler_orders_plans_by_their_work);

@@ -48,8 +48,8 @@ struct conv_plan {
     conv_shape s;
     road_kind road;
     unsigned passes;
-    bool prologue;
-    gather_set forward, back;
+    bool prologue, joins;
+    gather_set forward, back, unit;                      /* unit: data gradient of WGRAD_UNIT pixels */
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
     im2col_plan *im2col;
 };
@@ -74,9 +74,8 @@ static int wino_for(const conv_shape *s, conv_pass pass)
     return !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_choose(s, pass);
 }
 
-static bool set_new(gather_set *set, conv_plan *p, conv_pass pass, err *e)
+static bool set_new(gather_set *set, conv_plan *p, const conv_shape *s, conv_pass pass, err *e)
 {
-    const conv_shape *s = &p->s;
     set->M = p->road == DIRECT ? wino_for(s, pass) : 0;
     if (set->M) {
         set->wino = wino_plan_new(s, pass, set->M, e);
@@ -130,12 +129,16 @@ static size_t set_scratch(const gather_set *set)
 
 static bool roads_new(conv_plan *p, unsigned passes, err *e)
 {
-    bool dw = p->road == DEPTHWISE;
+    const bool dw = p->road == DEPTHWISE, joins = passes & CONV_NORM_GRAD && conv_joins_norm(&p->s);
+    conv_shape unit = p->s;
+    unit.n = unit.h = 1, unit.w = WGRAD_UNIT;
     if (p->road == REFERENCE) return true;
     if (p->road == IM2COL) return (p->im2col = im2col_plan_new(&p->s, e));
-    if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, CONV_FORWARD, e)) return false;
-    if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, CONV_DATA_GRAD, e)) return false;
-    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, e));
+    if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, &p->s, CONV_FORWARD, e)) return false;
+    if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, &p->s, CONV_DATA_GRAD, e)) return false;
+    p->joins = joins;
+    if (joins && !dw && passes & CONV_DATA_GRAD && !set_new(&p->unit, p, &unit, CONV_DATA_GRAD, e)) return false;
+    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, joins, e));
 }
 
 static road_kind road_for(const conv_shape *s)
@@ -156,6 +159,12 @@ bool conv_has_prologue(const conv_shape *s)
         || (road == DEPTHWISE && s->kh * s->kw <= 9);
 }
 
+bool conv_joins_norm(const conv_shape *s)
+{
+    const road_kind road = road_for(s);
+    return (road == DIRECT && wgrad_joins(s)) || (road == DEPTHWISE && dw_joins(s));
+}
+
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
 {
     if (!conv_shape_check(s, e)) return NULL;
@@ -174,6 +183,7 @@ void conv_plan_free(conv_plan *p)
     if (!p) return;
     set_free(&p->forward);
     set_free(&p->back);
+    set_free(&p->unit);
     wgrad_plan_free(p->wgrad);
     im2col_plan_free(p->im2col);
     mem_free(p);
@@ -211,6 +221,7 @@ size_t conv_scratch_floats(const conv_plan *p)
 {
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
     size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw && p->passes & CONV_WEIGHT_GRAD ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
+    if (p->joins && p->road == DEPTHWISE) most = dw_join_scratch_floats(*p->forward.dw, p->back.dw, p->back.n);
     if (set_scratch(&p->forward) > most) most = set_scratch(&p->forward);
     return set_scratch(&p->back) > most ? set_scratch(&p->back) : most;
 }
@@ -246,5 +257,48 @@ void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *p
     if (p->road == REFERENCE) ref_conv_weight_grad(&p->s, x, dy, accumulate, dw);
     else if (p->road == IM2COL) im2col_weight_grad(p->im2col, x, dy, accumulate, dw, scratch);
     else if (p->road == DEPTHWISE) dw_wgrad_run(*p->forward.dw, x, pro, dy, accumulate, dw, scratch);
-    else wgrad_run(p->wgrad, x, pro, dy, accumulate, dw, scratch);
+    else wgrad_run(p->wgrad, x, pro, dy, NULL, accumulate, dw, scratch);
+}
+
+int64_t conv_grad_parts(const conv_plan *p)
+{
+    if (p->joins) return p->road == DEPTHWISE ? dw_blocks(*p->forward.dw) : wgrad_blocks(p->wgrad);
+    return p->back.tile && p->back.n == 1 ? tile_parts(*p->back.tile) : 0;
+}
+
+typedef struct { const conv_plan *p; const conv_grads *g; const grad_moments *moments; } unit_job;
+
+/* On the thread that has just made dy. Units of 1×1 kernels want no scratch. */
+static void unit_data_grad(void *ctx, int block, bool first, int64_t pixel, const float *dy)
+{
+    const unit_job *j = ctx;
+    const conv_grads *g = j->g;
+    const int c = j->p->s.c;
+    if (!g->dx.p) return;
+    float *dx = g->dx.p + pixel * c;
+    const conv_epilogue ep = { .residual = g->dx.accumulate ? dx : NULL, .act = ACT_NONE };
+    set_run(&j->p->unit, dy, NULL, g->packed, &ep, dx, NULL);
+    if (!j->moments) return;
+    if (first) grad_moments_open(j->moments, block, 0, c);
+    grad_moments_add(j->moments, block, 0, c, WGRAD_UNIT, pixel * c, c, dx);
+}
+
+void conv_backward(const conv_plan *p, const conv_grads *g, float *scratch)
+{
+    const grad_moments own = { g->pro ? *g->pro : (conv_prologue){ 0 }, g->x, g->sums.mean, g->sums.part, p->s.c };
+    const grad_moments *moments = g->sums.part ? &own : NULL;
+    if (g->norm && p->road == DEPTHWISE) {
+        dw_join_run(*p->forward.dw, p->back.dw, g->dx.p ? p->back.n : 0, g, moments, scratch);
+        return;
+    }
+    if (g->norm) {
+        unit_job j = { p, g, moments };
+        wgrad_run(p->wgrad, g->x, g->pro, g->dy, &(wgrad_join){ g->norm, unit_data_grad, &j }, g->dw.accumulate, g->dw.p, scratch);
+        return;
+    }
+    conv_weight_grad(p, g->x, g->pro, g->dy, g->dw.accumulate, g->dw.p, scratch);
+    if (!g->dx.p) return;
+    if (!moments) { conv_data_grad(p, g->dy, g->packed, g->dx.accumulate, g->dx.p, scratch); return; }
+    const conv_epilogue ep = { .act = ACT_NONE, .moments = moments };
+    set_run(&p->back, g->dy, NULL, g->packed, &ep, g->dx.p, scratch);
 }

@@ -71,12 +71,22 @@ size_t wino_scratch_floats(const wino_plan *p);
 void   wino_run(const wino_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y,
                 float *scratch);
 
+/* What the weight gradient of WGRAD_UNIT pixels after another does beside (1×1, see wgrad_joins): their dy it makes of a
+ * norm's, and hands it on. */
+enum { WGRAD_UNIT = 128 };
+typedef struct {
+    const bn_grad *norm;
+    void (*then)(void *ctx, int block, bool first, int64_t pixel, const float *dy);     /* first: of the block */
+    void *ctx;
+} wgrad_join;
 typedef struct wgrad_plan wgrad_plan;
-wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, err *e);
+bool   wgrad_joins(const conv_shape *s);
+wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, bool joins, err *e);
 void   wgrad_plan_free(wgrad_plan *p);
+int    wgrad_blocks(const wgrad_plan *p);
 size_t wgrad_scratch_floats(const wgrad_plan *p);
-void   wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate,
-                 float *dw, float *scratch);
+void   wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, const float *dy, const wgrad_join *join,
+                 bool accumulate, float *dw, float *scratch);
 
 typedef struct dw_plan dw_plan;                         /* one gather of a depthwise convolution */
 dw_plan *dw_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);       /* takes the gather over */
@@ -86,7 +96,12 @@ int64_t dw_parts(const dw_plan *p);
 void   dw_pack(const dw_plan *p, const float *w_oihw, float *packed);
 void   dw_run(dw_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
               const conv_epilogue *ep, float *y);
-/* For the plan of the forward gather only. */
+/* For the plan of the forward gather only. dw_join: both gradients, band by band of rows; phase: of the data gradient,
+ * none where dx is not wanted. Parts of moments are the blocks. */
+bool   dw_joins(const conv_shape *s);
+int    dw_blocks(const dw_plan *p);
+size_t dw_join_scratch_floats(const dw_plan *p, dw_plan *const *phase, int phases);
+void   dw_join_run(const dw_plan *p, dw_plan *const *phase, int phases, const conv_grads *g, const grad_moments *m, float *scratch);
 size_t dw_wgrad_scratch_floats(const dw_plan *p);
 void   dw_wgrad_run(const dw_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate,
                     float *dw, float *scratch);

@@ -214,6 +214,16 @@ static void sum_unit(const tile_plan *p, unit u, const float *y, row_part *part)
     for (int i = 0; i < u.imgs; i++) row_part_add(part, at + (u.n0 + i) * g->y_img, (int64_t)u.rows * u.cols);
 }
 
+static void sum_grads(const tile_plan *p, unit u, const float *y, const grad_moments *m, int64_t part, int c0, int c)
+{
+    const gather *g = &p->g;
+    const int64_t all = m->all, at = g->y_base + u.r0 * g->y_row + u.q0 * g->y_col + c0;
+    for (int i = 0; i < u.imgs; i++) {
+        const int64_t image = at + (u.n0 + i) * g->y_img;
+        grad_moments_add(m, part, c0, c, (int64_t)u.rows * u.cols, image, all, y + image);
+    }
+}
+
 /* Some units one after another; while one is computed the next is fetched. */
 static void run_task(const tile_job *j, int64_t i, int worker)
 {
@@ -224,10 +234,11 @@ static void run_task(const tile_job *j, int64_t i, int worker)
     int64_t u0 = stretch * p->units_per_task, u1 = kern_min(units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
     int first = (int)slice * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *own = j->scratch + (size_t)worker * j->own;
-    int channels = g->o * g->groups, c0 = first_channel(p, first);
+    int channels = g->o * g->groups, c0 = first_channel(p, first), nc = first_channel(p, end) - c0;
     row_part part = { 0 };
-    if (j->ep->part)
-        part = row_part_open(j->ep->part + stretch * ROW_PART(channels), channels, c0, first_channel(p, end) - c0, channels);
+    const grad_moments *moments = j->ep->moments;
+    if (j->ep->part) part = row_part_open(j->ep->part + stretch * ROW_PART(channels), channels, c0, nc, channels);
+    if (moments) grad_moments_open(moments, stretch, c0, nc);
     for (int64_t k = u0; k < u1; k++) {
         unit u = tile_unit_at(p, k);
         const float *x = j->x + (((int64_t)u.n0 * g->ih + u.r0 * g->sh) * g->iw + u.q0 * g->sw) * ic;
@@ -248,6 +259,7 @@ static void run_task(const tile_job *j, int64_t i, int worker)
         }
         run_unit(j, u, x, first, end, own + p->copy_floats, &next);
         if (j->ep->part) sum_unit(p, u, j->y, &part);
+        if (moments) sum_grads(p, u, j->y, moments, stretch, c0, nc);
     }
     if (j->ep->part) row_part_close(&part);
 }

@@ -26,18 +26,18 @@ struct wgrad_plan {
     int units_n, units_h, blocks;
     int panels;                  /* of all groups */
     int64_t group_floats;        /* sums of one group */
-    bool near, together, copy_dy, copy_x, prologue;
+    bool near, together, copy_dy, copy_x, prologue, joins;
     bool merge;                  /* a row of taps is summed as one, */
     int q0, q1;                  /* … for these outputs of a row */
     int workers;
-    int64_t dy_floats, x_floats, own_floats;             /* of one worker: slices of a unit; all, sums too */
+    int64_t dy_floats, x_floats, own_floats;             /* of one worker: slices of a unit, or all; with sums */
 };
 
 /* Each visit of a tile loads and stores its sums, so a unit has at least FEWEST pixels, more where
  * the sums of a panel come from far, and is as large as lets its UNIT_FLOATS stay in the cache. Where
  * many taps read the same slices, it has about NEAR_PIXELS, so that these stay in the nearest. All sums
  * together are few up to SUMS_NEAR. */
-enum { FEWEST = 128, UNIT_FLOATS = 1 << 16, SUMS_FAR = 1 << 16, NEAR_PIXELS = 192, NEAR_SUMS_FAR = 1 << 18, NEAR_CHANNELS = 16,
+enum { FEWEST = WGRAD_UNIT, UNIT_FLOATS = 1 << 16, SUMS_FAR = 1 << 16, NEAR_PIXELS = 192, NEAR_SUMS_FAR = 1 << 18, NEAR_CHANNELS = 16,
        SUMS_NEAR = 1 << 14 };
 
 static int64_t panel_floats(const wgrad_plan *p, int i)
@@ -45,6 +45,11 @@ static int64_t panel_floats(const wgrad_plan *p, int i)
     int64_t lanes = 0;
     for (int k = 0; k < i; k++) lanes += panel_at(p->og, k).nv * kern.lanes;
     return lanes * p->s.kh * p->s.kw * p->cg;
+}
+
+static bool is_one(const conv_shape *s)
+{
+    return s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr;
 }
 
 /* 1×1: all pixels are alike; "rows" of FEWEST where they divide, else of an image. */
@@ -74,13 +79,23 @@ static int64_t unit_rows(const wgrad_plan *p, int64_t most)
     return kern_max(kern_div_up(sums > SUMS_FAR ? 4 * FEWEST : FEWEST, p->OW), kern_min(UNIT_FLOATS / row, most));
 }
 
+static bool is_few(int64_t sums, int64_t values) { return sums <= SUMS_NEAR && values >= PIECES * sums; }
+
+/* … units of WGRAD_UNIT pixels, and blocks for two threads at least. */
+bool wgrad_joins(const conv_shape *s)
+{
+    const int64_t pixels = (int64_t)s->n * s->h * s->w, sums = (int64_t)s->c * kern_div_up(s->o, kern.lanes) * kern.lanes;
+    return is_one(s) && s->groups == 1 && pixels % WGRAD_UNIT == 0 && is_few(sums, pixels * (s->c + s->o))
+        && conv_macs(s) >= 2 * PIECE_MACS && pixels >= 2 * WGRAD_UNIT && pixels <= INT32_MAX;
+}
+
 static void plan_units(wgrad_plan *p)
 {
     const conv_shape *s = &p->s;
     /* Blocks: enough for PIECES/2 tasks, but their sums should not outweigh what is summed. */
     int64_t map = (int64_t)p->OH * p->OW, work = conv_macs(s) / PIECE_MACS, sums = p->group_floats * s->groups;
     int64_t values = s->n * map * (s->c + s->o);
-    p->together = !p->near && sums <= SUMS_NEAR && values >= PIECES * sums;
+    p->together = !p->near && is_few(sums, values);
     int64_t want = kern_max(1, kern_min(kern_div_up(kern_min(PIECES / 2, work), p->together ? 1 : p->panels), kern_div_up(values, sums)));
     int64_t rows = unit_rows(p, (int64_t)s->n * p->OH / want);
     p->imgs = (int)kern_max(1, kern_min(s->n, rows / p->OH));
@@ -114,20 +129,21 @@ static void plan_copies(wgrad_plan *p)
     const conv_shape *s = &p->s;
     p->copy_dy = p->near && s->o > 2 * kern.lanes;
     p->copy_x = p->near && s->c > 2 * TILE_MAX;
-    p->dy_floats = p->copy_dy ? (int64_t)p->imgs * p->rows * p->OW * 2 * kern.lanes : 0;
+    const int64_t pixels = (int64_t)p->imgs * p->rows * p->OW;
+    p->dy_floats = p->joins ? pixels * s->o : p->copy_dy ? pixels * 2 * kern.lanes : 0;
     p->x_floats = p->copy_x || p->prologue ? p->imgs * rows_read(s, p->rows) * s->w * (p->copy_x ? TILE_MAX : s->c) : 0;
     p->own_floats = p->dy_floats + p->x_floats + (p->blocks == 1 ? panel_floats(p, 1) : 0);
     p->workers = par_threads();
 }
 
-wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, err *e)
+wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, bool joins, err *e)
 {
     wgrad_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
     p->s = *s;
     p->prologue = prologue;
-    if (s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr)
-        make_one_image(&p->s);
+    p->joins = joins;
+    if (is_one(s)) make_one_image(&p->s);
     p->OH = conv_out_h(&p->s);
     p->OW = conv_out_w(&p->s);
     p->cg = s->c / s->groups;
@@ -140,6 +156,8 @@ wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, err *e)
     plan_merge(p);
     return p;
 }
+
+int wgrad_blocks(const wgrad_plan *p) { return p->blocks; }
 
 void wgrad_plan_free(wgrad_plan *p) { mem_free(p); }
 
@@ -157,6 +175,7 @@ typedef struct {
     const wgrad_plan *p;
     const float *x, *dy;
     const conv_prologue *pro;
+    const wgrad_join *join;
     bool accumulate;
     float *dw, *sums, *own;      /* sums of all blocks; memory of the workers */
 } wgrad_job;
@@ -168,7 +187,7 @@ typedef struct {
     int group;
     panel v;
     bool add;                    /* to sums of units before */
-    float *sums, *x, *dy;        /* of the panel; copies */
+    float *sums, *x, *dy;        /* of the panel; copies, or what is read instead */
     fetch next;                  /* x of the unit that follows */
     bool more;                   /* it follows, and what it reads lies side by side with this one's */
 } visit;
@@ -212,6 +231,18 @@ static void prepare_x(const wgrad_job *j, const visit *u)
                    j->pro->scale, j->pro->shift, NULL, j->pro->act, u->x);
 }
 
+/* Height of the tiles over cg in-channels, as even as can be. */
+static int tile_count(int cg, int nv) { return (int)kern_div_up(cg, kern.wtallest[nv - 1]); }
+
+/* From a unit's dy to what the next one's is made of: the first tile fetches one half, the second the other. */
+static int64_t to_join(const wgrad_job *j, const visit *u, int c0)
+{
+    const wgrad_plan *p = j->p;
+    const float *from = c0 == 0 ? j->dy : c0 == p->cg / tile_count(p->cg, u->v.nv) ? j->join->norm->x : NULL;
+    const int64_t at = ((int64_t)u->r0 + u->rows) * p->OW * p->s.o;
+    return from ? ((intptr_t)(from + at) - (intptr_t)u->dy) / (intptr_t)sizeof *from : 0;
+}
+
 /* One tap of one tile for outputs [from, to) of a row: in-channels c0 … c0+height, those of the taps beside it
  * counted on where a row of taps is one. add: to sums that are there already. */
 static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int height, int from, int to, bool add)
@@ -225,9 +256,10 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
     fetch_some(&u->next);
     if (add && (l1 == l0 || q1 == q0)) return;
     const float *x = p->copy_x ? u->x : (j->pro ? u->x : j->x + ((int64_t)u->n0 * s->h + u->h0) * s->w * s->c) + u->group * p->cg + c0;
-    const float *dy = p->copy_dy ? u->dy : j->dy + ((int64_t)u->n0 * p->OH + u->r0) * p->OW * s->o + u->group * p->og + u->v.first;
+    const float *dy = p->copy_dy ? u->dy : (j->join ? u->dy : j->dy + ((int64_t)u->n0 * p->OH + u->r0) * p->OW * s->o)
+                                             + u->group * p->og + u->v.first;
     int64_t xc = p->copy_x ? TILE_MAX : s->c, xh = p->copy_x || j->pro ? u->lines : s->h;
-    int64_t dc = p->copy_dy ? 2 * kern.lanes : s->o, dh = p->copy_dy ? u->rows : p->OH;
+    int64_t dc = p->copy_dy ? 2 * kern.lanes : s->o, dh = p->copy_dy || j->join ? u->rows : p->OH;
     wtile_args t = {
         .x = x + ((int64_t)(l0 * s->sh + oh - u->h0) * s->w + q0 * s->sw + ow) * xc,
         .dy = dy + ((int64_t)(l0 - u->r0) * p->OW + q0) * dc,
@@ -236,13 +268,10 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
         .x_step = s->sw * xc, .dy_step = dc,
         .imgs = u->imgs, .lines = q1 > q0 ? l1 - l0 : 0, .count = q1 - q0, .lanes = u->v.lanes, .add = add,
         .x_ahead = fetches && !j->pro && (!p->together || u->v.first == 0) ? (int64_t)u->imgs * u->lines * s->w * s->c : 0,
-        .dy_ahead = fetches && c0 == 0 ? (int64_t)u->imgs * u->rows * p->OW * s->o : 0,
+        .dy_ahead = !fetches ? 0 : j->join ? to_join(j, u, c0) : c0 == 0 ? (int64_t)u->imgs * u->rows * p->OW * s->o : 0,
         .sum = u->sums + ((int64_t)(a * s->kw + b) * p->cg + c0) * wide };
     kern.wtile[u->v.nv - 1][height](&t);
 }
-
-/* Height of the tiles over cg in-channels, as even as can be. */
-static int tile_count(int cg, int nv) { return (int)kern_div_up(cg, kern.wtallest[nv - 1]); }
 
 /* Rows of taps where they are whole, single taps beside. */
 static void sum_merged(const wgrad_job *j, visit *u)
@@ -343,6 +372,7 @@ static void sum_block(void *ctx, int64_t i, int worker)
     for (int64_t k = first; k < last; k++) {
         u.add = k > first;
         go_to(j, &u, k, k + 1 < last);
+        if (j->join) bn_grad_rows(j->join->norm, k * WGRAD_UNIT, WGRAD_UNIT, j->dy, u.dy);
         for (int v = which; v < which + panels; v++) {
             u.group = v / per_group;
             u.v = panel_at(p->og, v % per_group);
@@ -350,6 +380,7 @@ static void sum_block(void *ctx, int64_t i, int worker)
                    : j->sums + p->group_floats * (block * p->s.groups + u.group) + panel_floats(p, v % per_group);
             sum_unit(j, &u);
         }
+        if (j->join) j->join->then(j->join->ctx, block, k == first, k * WGRAD_UNIT, u.dy);
     }
     if (p->blocks == 1)
         for (int c = 0; c < chunks_of(p); c++) put_rows(j, which, c, u.sums);
@@ -365,10 +396,10 @@ static void add_blocks(void *ctx, int64_t i, int worker)
              j->sums + p->group_floats * (which / per_group) + panel_floats(p, which % per_group));
 }
 
-void wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate,
-               float *dw, float *scratch)
+void wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, const float *dy, const wgrad_join *join,
+               bool accumulate, float *dw, float *scratch)
 {
-    wgrad_job j = { .p = p, .x = x, .pro = pro, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch,
+    wgrad_job j = { .p = p, .x = x, .pro = pro, .dy = dy, .join = join, .accumulate = accumulate, .dw = dw, .sums = scratch,
                     .own = scratch + shared_floats(p) };
     par_for((int64_t)p->blocks * (p->together ? 1 : p->panels), sum_block, &j);
     if (p->blocks > 1) par_for((int64_t)p->panels * chunks_of(p), add_blocks, &j);

@@ -163,8 +163,8 @@ static int rows_alike(const dw_plan *p, int r, int end)
 
 /* Tile i of output rows r, r+1, ...: n of them, all alike. What both kernels want to know; *a0 is their first tap row
  * inside the image. y_row, y_col: floats from a row and a column of y or dy to the next. */
-static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n, int64_t w_step, const float *x, int64_t y_row,
-                        int64_t y_col, int *a0)
+static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n, int64_t w_step, const float *x, int64_t x_back,
+                        int64_t y_row, int64_t y_col, int *a0)
 {
     const gather *g = &p->g;
     const dw_tile *t = &p->tile[i];
@@ -172,7 +172,7 @@ static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n
     int a1;
     taps_live(g->row, g->th, r, r, g->sh, g->ih, a0, &a1);
     int64_t ih = g->th ? r * g->sh + g->row[0] + *a0 * row_step(g) : 0;
-    return (dw_args){ .x = x + (q->n * g->ih + ih) * line + t->first * g->sw * C + q->c0, .x_row = row_step(g) * line,
+    return (dw_args){ .x = x + ((q->n * g->ih + ih) * line + t->first * g->sw * C + q->c0 - x_back), .x_row = row_step(g) * line,
                       .x_step = g->sw / p->inner * C, .w_row = g->tw * w_step, .w_step = w_step, .y_step = y_col,
                       .x_next = g->sh * line, .y_next = y_row, .tiles = n, .chunk = p->chunk + i * p->chunks, .chunks = p->chunks,
                       .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
@@ -201,6 +201,7 @@ static void add_prologue(dw_args *d, const conv_prologue *pro, int c0)
 typedef struct {
     dw_plan *const *phase; int phases;
     const float *x, *packed;
+    int64_t x_back, away;        /* floats before x that are not there; to what is fetched instead of x, or 0 */
     const conv_prologue *pro;
     const conv_epilogue *ep;
     float *y, lo, hi;
@@ -210,11 +211,12 @@ static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int 
 {
     const gather *g = &p->g;
     int a0;
-    dw_args d = tiles_at(p, q, i, r, n, g->groups, j->x, g->y_row, g->y_col, &a0);
+    dw_args d = tiles_at(p, q, i, r, n, g->groups, j->x, j->x_back, g->y_row, g->y_col, &a0);
     int64_t at = g->y_base + q->n * g->y_img + r * g->y_row + p->tile[i].first * g->y_col + q->c0;
     d.w = j->packed + p->packed_at + a0 * d.w_row + q->c0;
     d.y = j->y + at;
     add_fetch(&d, p, g->y_row);
+    if (j->away) d.x_ahead = j->away;
     d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
     d.residual = j->ep->residual ? j->ep->residual + at : NULL;
     add_prologue(&d, j->pro, q->c0);
@@ -235,6 +237,12 @@ static void sum_piece(const dw_job *j, const gather *g, const dw_piece *q, int64
 }
 
 /* Down the rows, so that the pixels of a tile are still near when the row below wants them. */
+static void run_piece(const dw_job *j, const dw_plan *p, const dw_piece *q)
+{
+    for (int i = 0; i < p->tiles; i++)
+        for (int r = q->r0, n; r < q->r1; r += n) run_tiles(j, p, q, i, r, n = rows_alike(p, r, q->r1));
+}
+
 static void run_task(void *ctx, int64_t task, int worker)
 {
     (void)worker;
@@ -243,8 +251,7 @@ static void run_task(void *ctx, int64_t task, int worker)
     task /= j->phases;
     dw_piece q = piece_at(p, task / p->parts, (int)(task % p->parts));
     if (q.n >= p->g.n) return;                          /* a phase with fewer bands than others */
-    for (int i = 0; i < p->tiles; i++)
-        for (int r = q.r0, n; r < q.r1; r += n) run_tiles(j, p, &q, i, r, n = rows_alike(p, r, q.r1));
+    run_piece(j, p, &q);
     if (j->ep->part) sum_piece(j, &p->g, &q, task / p->parts);
 }
 
@@ -265,6 +272,7 @@ typedef struct {
     const float *x, *dy;
     const conv_prologue *pro;
     bool accumulate;
+    int64_t away;                /* floats to what is fetched instead of dy, or 0 */
     float *dw, *sums;
 } dw_wjob;
 
@@ -275,30 +283,50 @@ size_t dw_wgrad_scratch_floats(const dw_plan *p)
     return (size_t)(p->blocks * padded(p)) * (size_t)p->g.th * (size_t)p->g.tw;
 }
 
+/* row: of dy, counted over all images. */
+static void wgrad_piece(const dw_wjob *j, const dw_piece *q, float *sums, int64_t row)
+{
+    const dw_plan *p = j->p;
+    const gather *g = &p->g;
+    for (int t = 0; t < p->tiles; t++)
+        for (int r = q->r0, n; r < q->r1; r += n) {
+            int a0;
+            n = rows_alike(p, r, q->r1);
+            dw_args d = tiles_at(p, q, t, r, n, padded(p), j->x, 0, (int64_t)g->qw * g->groups, g->groups, &a0);
+            d.dy = j->dy + ((row + r - q->r0) * g->qw + p->tile[t].first) * g->groups + q->c0;
+            add_fetch(&d, p, (int64_t)g->qw * g->groups);
+            if (j->away) d.y_ahead = j->away;
+            d.sum = sums + a0 * d.w_row + q->c0;
+            add_prologue(&d, j->pro, q->c0);
+            kern.dw_wgrad[p->width][p->inner - 1](&d);
+        }
+}
+
+/* Bands [*b0, *b1) of block i, and its sums, which are none yet. */
+static float *open_block(const dw_wjob *j, int64_t block, int part, int64_t *b0, int64_t *b1)
+{
+    const dw_plan *p = j->p;
+    const int64_t bands = (int64_t)p->g.n * p->bands, taps = p->g.th * p->g.tw;
+    const dw_piece q = piece_at(p, 0, part);
+    float *sums = j->sums + block * padded(p) * taps;
+    for (int64_t t = 0; t < taps; t++)
+        memset(sums + t * padded(p) + q.c0, 0, (size_t)kern_div_up(q.channels, LANES_MAX) * LANES_MAX * sizeof *sums);
+    *b0 = bands * block / p->blocks;
+    *b1 = bands * (block + 1) / p->blocks;
+    return sums;
+}
+
 static void sum_block(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const dw_wjob *j = ctx;
     const dw_plan *p = j->p;
-    const gather *g = &p->g;
-    int64_t block = i / p->parts, bands = (int64_t)g->n * p->bands, taps = g->th * g->tw;
-    float *sums = j->sums + block * padded(p) * taps;
-    dw_piece q = piece_at(p, 0, (int)(i % p->parts));
-    for (int64_t t = 0; t < taps; t++)
-        memset(sums + t * padded(p) + q.c0, 0, (size_t)kern_div_up(q.channels, LANES_MAX) * LANES_MAX * sizeof *sums);
-    for (int64_t b = bands * block / p->blocks; b < bands * (block + 1) / p->blocks; b++) {
-        q = piece_at(p, b, (int)(i % p->parts));
-        for (int t = 0; t < p->tiles; t++)
-            for (int r = q.r0, n; r < q.r1; r += n) {
-                int a0;
-                n = rows_alike(p, r, q.r1);
-                dw_args d = tiles_at(p, &q, t, r, n, padded(p), j->x, (int64_t)g->qw * g->groups, g->groups, &a0);
-                d.dy = j->dy + ((q.n * g->qh + r) * g->qw + p->tile[t].first) * g->groups + q.c0;
-                add_fetch(&d, p, (int64_t)g->qw * g->groups);
-                d.sum = sums + a0 * d.w_row + q.c0;
-                add_prologue(&d, j->pro, q.c0);
-                kern.dw_wgrad[p->width][p->inner - 1](&d);
-            }
+    const int part = (int)(i % p->parts);
+    int64_t b0, b1;
+    float *sums = open_block(j, i / p->parts, part, &b0, &b1);
+    for (int64_t b = b0; b < b1; b++) {
+        const dw_piece q = piece_at(p, b, part);
+        wgrad_piece(j, &q, sums, q.n * p->g.qh + q.r0);
     }
 }
 
@@ -323,4 +351,119 @@ void dw_wgrad_run(const dw_plan *p, const float *x, const conv_prologue *pro, co
     dw_wjob j = { .p = p, .x = x, .pro = pro, .dy = dy, .accumulate = accumulate, .dw = dw, .sums = scratch };
     par_for((int64_t)p->blocks * p->parts, sum_block, &j);
     par_for(p->parts, add_blocks, &j);
+}
+
+/* ---- both gradients behind a norm ----------------------------------------------------------------
+ *
+ * A task is a block of bands, and dy's rows of a band, with those beside it that dx's rows read, are made of the
+ * norm's in memory of the worker. Row r of every phase belongs to dy's row r. */
+
+typedef struct {
+    dw_wjob w;
+    dw_plan *const *phase; int phases;
+    const conv_grads *g;
+    const grad_moments *m;
+    float *rows;                 /* of dy, of all workers */
+    size_t own;                  /* floats of one */
+    int above, below;            /* rows of dy beside a band's */
+} dw_join;
+
+/* Large enough not to stay in the cache, and few enough channels to be one part. */
+enum { JOIN_FLOATS = 1 << 20 };
+bool dw_joins(const conv_shape *s)
+{
+    return s->kh * s->kw <= 9 && s->c <= kern_min(PART, PART_WEIGHTS / (s->kh * s->kw))
+        && (int64_t)s->n * conv_out_h(s) * conv_out_w(s) * s->o >= JOIN_FLOATS;
+}
+
+int dw_blocks(const dw_plan *p) { return p->blocks; }
+
+static void rows_beside(dw_plan *const *phase, int phases, int *above, int *below)
+{
+    *above = *below = 0;
+    for (int i = 0; i < phases; i++) {
+        const gather *g = &phase[i]->g;
+        if (!g->th) continue;
+        *above = (int)kern_max(*above, -g->row[0]);
+        *below = (int)kern_max(*below, g->row[g->th - 1]);
+    }
+}
+
+/* Beside rows of the sums. The last band of phases that are longer reads as many rows as that. */
+static size_t join_rows(const dw_plan *p, int above, int below)
+{
+    return scratch_of_worker((size_t)(kern_min(p->g.qh, p->rows + above + below) * p->g.qw * p->g.groups));
+}
+
+static size_t join_sums(const dw_plan *p) { return (dw_wgrad_scratch_floats(p) + 15) / 16 * 16; }
+
+size_t dw_join_scratch_floats(const dw_plan *p, dw_plan *const *phase, int phases)
+{
+    int above, below;
+    rows_beside(phase, phases, &above, &below);
+    return join_sums(p) + join_rows(p, above, below) * (size_t)par_threads();
+}
+
+/* Rows of dx that belong to the band q, while what they read is in `rows`, from row `first` of dy's on. */
+static void join_data_grad(const dw_join *j, const dw_piece *q, const float *rows, int first, int64_t away)
+{
+    const conv_epilogue ep = { .residual = j->g->dx.accumulate ? j->g->dx.p : NULL, .act = ACT_NONE };
+    dw_job d = { .packed = j->g->packed, .ep = &ep, .y = j->g->dx.p, .lo = act_low(ACT_NONE), .hi = act_high(ACT_NONE) };
+    for (int i = 0; i < j->phases; i++) {
+        const gather *g = &j->phase[i]->g;
+        dw_piece f = *q;
+        f.r1 = q->r1 == j->w.p->g.qh ? g->qh : (int)kern_min(q->r1, g->qh);
+        d.x_back = (q->n * g->ih + first) * g->iw * g->groups;
+        d.x = rows;
+        d.away = away;
+        run_piece(&d, j->phase[i], &f);
+    }
+}
+
+static void join_moments(const dw_join *j, const dw_piece *q, int64_t block)
+{
+    const conv_shape *s = &j->w.p->s;
+    const int r0 = q->r0 * s->sh, r1 = q->r1 == j->w.p->g.qh ? s->h : (int)kern_min(s->h, q->r1 * s->sh);
+    const int64_t at = (q->n * s->h + r0) * (int64_t)s->w * s->c;
+    if (r1 > r0) grad_moments_add(j->m, block, 0, s->c, (int64_t)(r1 - r0) * s->w, at, s->c, j->g->dx.p + at);
+}
+
+/* From one array to another, to be fetched there. */
+static int64_t floats_to(const float *from, const float *to) { return ((intptr_t)to - (intptr_t)from) / (intptr_t)sizeof *to; }
+
+static void join_block(void *ctx, int64_t block, int worker)
+{
+    const dw_join *j = ctx;
+    const gather *g = &j->w.p->g;
+    dw_wjob w = j->w;
+    float *rows = j->rows + j->own * (size_t)worker;
+    int64_t b0, b1;
+    float *sums = open_block(&w, block, 0, &b0, &b1);
+    if (j->m) grad_moments_open(j->m, block, 0, g->groups);
+    w.dy = rows;
+    const int64_t line = (int64_t)g->qw * g->groups;
+    int was = 0, there = 0;      /* rows [was, there) of dy are in memory */
+    for (int64_t b = b0; b < b1; b++) {
+        const dw_piece q = piece_at(w.p, b, 0);
+        const int first = (int)kern_max(0, q.r0 - j->above), end = (int)kern_min(g->qh, q.r1 + j->below);
+        const int from = b > b0 && q.r0 ? there : first;
+        if (from > first) memmove(rows, rows + (first - was) * line, (size_t)((from - first) * line) * sizeof *rows);
+        bn_grad_rows(j->g->norm, (q.n * g->qh + from) * g->qw, (int64_t)(end - from) * g->qw, j->g->dy, rows + (from - first) * line);
+        const int64_t next = (q.n * g->qh + first + w.p->rows) * line;
+        w.away = floats_to(rows, j->g->norm->x + next);
+        wgrad_piece(&w, &q, sums, q.r0 - first);
+        if (j->phases) join_data_grad(j, &q, rows, first, floats_to(rows, j->g->dy + next));
+        was = first, there = end;
+        if (j->m) join_moments(j, &q, block);
+    }
+}
+
+void dw_join_run(const dw_plan *p, dw_plan *const *phase, int phases, const conv_grads *g, const grad_moments *m, float *scratch)
+{
+    dw_join j = { .w = { .p = p, .x = g->x, .pro = g->pro, .accumulate = g->dw.accumulate, .dw = g->dw.p, .sums = scratch },
+                  .phase = phase, .phases = phases, .g = g, .m = m, .rows = scratch + join_sums(p) };
+    rows_beside(phase, phases, &j.above, &j.below);
+    j.own = join_rows(p, j.above, j.below);
+    par_for(p->blocks, join_block, &j);
+    par_for(p->parts, add_blocks, &j.w);
 }

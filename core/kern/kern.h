@@ -184,6 +184,12 @@ row_part row_part_open(double *part, int all, int c0, int c, int64_t step);
 void     row_part_add(row_part *p, const float *x, int64_t rows);       /* x: channel c0 of the first row */
 void     row_part_close(const row_part *p);
 
+/* What the backward of a norm sums up of dx, the gradient of its output, for rows of channels [c0, c0+c) of `all`: added
+ * to part, 2*all doubles. x: what the norm reads. */
+typedef struct grad_moments { conv_prologue gate; const float *x, *mean; double *part; int all; } grad_moments;
+void grad_moments_open(const grad_moments *m, int64_t part, int c0, int c);
+void grad_moments_add(const grad_moments *m, int64_t part, int c0, int c, int64_t rows, int64_t at, int64_t step, const float *dx);
+
 /* ---- choices, called by core_init before anything computes ------------------------------------ */
 
 void kern_select(isa_level isa);

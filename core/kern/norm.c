@@ -202,15 +202,47 @@ static void put(grad_out g, int64_t at, double v)
     if (g.p) g.p[at] = g.accumulate ? g.p[at] + (float)v : (float)v;
 }
 
-void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy, const float *gamma,
-                 const bn_stats *st, act_kind act, grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch)
+static norm_job back_job(int64_t rows, int c, const float *x, const float *y, const float *dy, const bn_stats *st, act_kind act,
+                         void *scratch)
 {
-    norm_job j = { { .rows = rows, .c = c, .width = c * pattern_rows(c), .x = x, .y = y, .dy = dy, .mean = st->mean, .act = act,
-                     .g0 = st->scale, .g1 = st->shift, .gate_high = gate_high(act), .sum = scratch }, block_rows(rows, c) };
-    double *sum = j.a.sum;
-    sum_blocks(&j, back_moments_block);
-    /* dx = gamma*invstd*(dz - mean(dz) - xhat*mean(dz*xhat)), xhat = (x-mean)*invstd */
-    float *by_dz = pattern_at(&j, 0), *by_x = pattern_at(&j, 1), *add = pattern_at(&j, 2);
+    return (norm_job){ { .rows = rows, .c = c, .width = c * pattern_rows(c), .x = x, .y = y, .dy = dy, .mean = st->mean, .act = act,
+                         .g0 = st->scale, .g1 = st->shift, .gate_high = gate_high(act), .sum = scratch }, block_rows(rows, c) };
+}
+
+size_t bn_grad_floats(int c) { return PATTERNS * pattern_room(c); }
+
+static void add_parts(const row_sums *s, int64_t n, double *sum)
+{
+    memset(sum, 0, (size_t)n * sizeof *sum);
+    for (int64_t i = 0; i < s->parts * n; i++) sum[i % n] += s->part[i];
+}
+
+/* Rows [at, at + rows*step) of all floats, dx at channel c0 of the first. */
+void grad_moments_open(const grad_moments *m, int64_t part, int c0, int c)
+{
+    double *sum = m->part + part * 2 * m->all + c0;
+    memset(sum, 0, (size_t)c * sizeof *sum);
+    memset(sum + m->all, 0, (size_t)c * sizeof *sum);
+}
+
+void grad_moments_add(const grad_moments *m, int64_t part, int c0, int c, int64_t rows, int64_t at, int64_t step, const float *dx)
+{
+    kern.back_moments(&(norm_args){ .rows = rows, .c = c, .x = m->x + at, .dy = dx, .mean = m->mean + c0, .g0 = m->gate.scale + c0,
+                                    .g1 = m->gate.shift + c0, .act = m->gate.act, .gate_high = gate_high(m->gate.act),
+                                    .sum = m->part + part * 2 * m->all + c0, .step = step, .sum_step = m->all });
+}
+
+/* What backward multiplies with, PATTERNS of them: sums once, then rows.
+ * dx = gamma*invstd*(dz - mean(dz) - xhat*mean(dz*xhat)), xhat = (x-mean)*invstd */
+static void back_sums(norm_job *j, const row_sums *known, const float *gamma, const bn_stats *st, grad_out dgamma, grad_out dbeta, float *coef)
+{
+    const int64_t rows = j->a.rows;
+    const int c = j->a.c;
+    const size_t room = pattern_room(c);
+    const double *sum = j->a.sum;
+    float *by_dz = coef, *by_x = coef + room, *add = coef + 2 * room;
+    if (known) add_parts(known, 2 * c, j->a.sum);
+    else sum_blocks(j, back_moments_block);
     for (int i = 0; i < c; i++) {
         double inv = (double)st->invstd[i], g = (double)gamma[i] * inv, dz = sum[i], dz_xhat = sum[c + i] * inv;
         double slope = dz_xhat / (double)rows * inv;
@@ -220,14 +252,43 @@ void bn_backward(int64_t rows, int c, const float *x, const float *y, const floa
         by_x[i] = (float)(-g * slope);
         add[i] = (float)(g * (slope * (double)st->mean[i] - dz / (double)rows));
     }
-    repeat(by_dz, c, j.a.width);
-    repeat(by_x, c, j.a.width);
-    repeat(add, c, j.a.width);
-    j.a.g0 = pattern_of(&j, 3, st->scale);
-    j.a.g1 = pattern_of(&j, 4, st->shift);
-    j.a.p0 = by_dz;
-    j.a.p1 = by_x;
-    j.a.p2 = add;
+    memcpy(coef + 3 * room, st->scale, (size_t)c * sizeof *coef);
+    memcpy(coef + 4 * room, st->shift, (size_t)c * sizeof *coef);
+    for (int i = 0; i < PATTERNS; i++) repeat(coef + (size_t)i * room, c, j->a.width);
+}
+
+static void use_coef(norm_args *a, const float *coef)
+{
+    const size_t room = pattern_room(a->c);
+    a->p0 = coef;
+    a->p1 = coef + room;
+    a->p2 = coef + 2 * room;
+    a->g0 = coef + 3 * room;
+    a->g1 = coef + 4 * room;
+}
+
+void bn_backward_sums(int64_t rows, int c, const float *x, const float *dy, const row_sums *known, const float *gamma,
+                      const bn_stats *st, act_kind act, grad_out dgamma, grad_out dbeta, float *coef, void *scratch)
+{
+    norm_job j = back_job(rows, c, x, NULL, dy, st, act, scratch);
+    back_sums(&j, known, gamma, st, dgamma, dbeta, coef);
+}
+
+void bn_grad_rows(const bn_grad *g, int64_t first, int64_t rows, const float *dy, float *dx)
+{
+    const int64_t at = first * g->c;
+    norm_args a = { .rows = rows, .count = rows * g->c, .c = g->c, .width = g->c * pattern_rows(g->c), .x = g->x + at, .dy = dy + at,
+                    .act = g->act, .gate_high = gate_high(g->act), .dx = { dx, false } };
+    use_coef(&a, g->coef);
+    kern.bn_back(&a);
+}
+
+void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy, const row_sums *known, const float *gamma,
+                 const bn_stats *st, act_kind act, grad_out dx, grad_out dres, grad_out dgamma, grad_out dbeta, void *scratch)
+{
+    norm_job j = back_job(rows, c, x, y, dy, st, act, scratch);
+    back_sums(&j, known, gamma, st, dgamma, dbeta, pattern_at(&j, 0));
+    use_coef(&j.a, pattern_at(&j, 0));
     j.a.dx = dx;
     j.a.dres = dres;
     over_blocks(&j, bn_back_block);

@@ -5,7 +5,7 @@
 
 #include "nn/op.h"
 
-enum { STATS, SCRATCH, SCRATCH_BACK };                  /* TRAIN */
+enum { STATS, SCRATCH, SCRATCH_BACK, COEF };            /* TRAIN */
 enum { SCALE, SHIFT };                                  /* INFER */
 
 static bool batchnorm_shape(nn_node *n, const nn_node *const *in, nn_dims *param, err *e)
@@ -31,6 +31,8 @@ static bool batchnorm_prepare(nn_step *s, err *e)
     nn_ask(s, SCRATCH, NN_AT_FORWARD, scratch);
     if (s->active)
         nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, scratch);
+    if (s->active && s->half)
+        nn_ask(s, COEF, NN_BACK_TO_GIVER, bn_grad_floats(c) * sizeof(float));
     return true;
 }
 
@@ -56,6 +58,13 @@ conv_prologue nn_norm_prologue(const nn_step *norm)
 {
     const bn_stats st = stats_of(norm);
     return (conv_prologue){ st.scale, st.shift, norm->act };
+}
+
+const float *nn_norm_mean(const nn_step *norm) { return stats_of(norm).mean; }
+
+bn_grad nn_norm_grad(const nn_step *norm)
+{
+    return (bn_grad){ (int)norm->node->dim[3], norm->act, norm->x[0], norm->mem[COEF].p };
 }
 
 /* running = (1-m) running + m batch */
@@ -88,7 +97,13 @@ static void batchnorm_backward(nn_step *s, const nn_run *r)
 {
     (void)r;
     const bn_stats st = stats_of(s);
-    bn_backward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], s->residual >= 0 ? s->y : NULL, s->dy, s->w[0]->x,
+    const row_sums *known = s->applier && s->applier->back_sums.parts ? &s->applier->back_sums : NULL;
+    if (s->half) {
+        bn_backward_sums(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], s->dy, known, s->w[0]->x, &st, s->act, s->dw[0], s->dw[1],
+                         s->mem[COEF].p, s->mem[SCRATCH_BACK].p);
+        return;
+    }
+    bn_backward(nn_rows(s, s->node), (int)s->node->dim[3], s->x[0], s->residual >= 0 ? s->y : NULL, s->dy, known, s->w[0]->x,
                 &st, s->act, s->dx[0], s->dres, s->dw[0], s->dw[1], s->mem[SCRATCH_BACK].p);
 }
 

@@ -7,7 +7,7 @@
 
 #include "nn/op.h"
 
-enum { PACKED, PACKED_BACK, SCRATCH, SCRATCH_BACK, BIAS, FOLDED, SUMS };
+enum { PACKED, PACKED_BACK, SCRATCH, SCRATCH_BACK, BIAS, FOLDED, SUMS, BACK_SUMS };
 
 conv_shape nn_conv_window(const nn_node *n, const nn_node *in, int batch)
 {
@@ -66,7 +66,7 @@ bool nn_conv_prepare(nn_step *s, err *e)
     if (s->norm_in)
         passes |= CONV_PROLOGUE;
     if (s->active)
-        passes |= CONV_WEIGHT_GRAD | (s->want[0] ? CONV_DATA_GRAD : 0);
+        passes |= CONV_WEIGHT_GRAD | (s->want[0] ? CONV_DATA_GRAD : 0) | (s->norm_out ? CONV_NORM_GRAD : 0);
     s->conv = conv_plan_new(&shape, passes, e);
     if (!s->conv)
         return err_note(e, "%s", s->node->name);
@@ -83,6 +83,8 @@ bool nn_conv_prepare(nn_step *s, err *e)
     if (s->active) {
         if (passes & CONV_DATA_GRAD)
             nn_ask(s, PACKED_BACK, NN_AT_BACKWARD, conv_packed_floats(s->conv, CONV_DATA_GRAD) * f);
+        if (s->norm_in && s->want[0])
+            nn_ask(s, BACK_SUMS, NN_BACK_TO_NORM, (size_t)(conv_grad_parts(s->conv) * 2 * shape.c) * sizeof(double));
         size_t sum = s->node->attr.bias ? bn_scratch_bytes(nn_rows(s, s->node), shape.o) : 0;
         nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, larger(scratch, sum));
     }
@@ -166,21 +168,27 @@ void nn_conv_backward(nn_step *s, const nn_run *r)
 {
     (void)r;
     conv_prologue pro;
-    conv_weight_grad(s->conv, s->x[0], prologue_of(s, &pro), s->dy, s->dw[0].accumulate, s->dw[0].p,
-                     s->mem[SCRATCH_BACK].p);
+    bn_grad norm;
+    conv_grads g = { .x = s->x[0], .dy = s->dy, .pro = prologue_of(s, &pro), .packed = s->mem[PACKED_BACK].p,
+                     .dx = s->dx[0], .dw = s->dw[0] };
+    if (g.dx.p)
+        conv_pack(s->conv, CONV_DATA_GRAD, s->w[0]->x, s->mem[PACKED_BACK].p);
+    if (s->norm_out) {
+        norm = nn_norm_grad(s->norm_out);
+        g.norm = &norm;
+    }
+    if (s->mem[BACK_SUMS].p)
+        g.sums = (grad_sums){ nn_norm_mean(s->norm_in), s->mem[BACK_SUMS].p };
+    s->back_sums = (row_sums){ g.sums.part, g.sums.part ? conv_grad_parts(s->conv) : 0 };
+    conv_backward(s->conv, &g, s->mem[SCRATCH_BACK].p);
     if (s->w[1])
         channel_sum(nn_rows(s, s->node), s->node->attr.out, s->dy, s->dw[1].accumulate, s->dw[1].p,
                     s->mem[SCRATCH_BACK].p);
-    if (!s->dx[0].p)
-        return;
-    conv_pack(s->conv, CONV_DATA_GRAD, s->w[0]->x, s->mem[PACKED_BACK].p);
-    conv_data_grad(s->conv, s->dy, s->mem[PACKED_BACK].p, s->dx[0].accumulate, s->dx[0].p,
-                   s->mem[SCRATCH_BACK].p);
 }
 
 const nn_op nn_op_conv2d = {
     .name = "conv2d", .onnx = "Conv",
-    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM | NN_GIVES_SUMS | NN_APPLIES_NORM | NN_IN_BANDS,
+    .flags = NN_NEEDS_IN | NN_FUSE_INFER | NN_FOLD_NORM | NN_GIVES_SUMS | NN_APPLIES_NORM | NN_JOINS_NORM | NN_IN_BANDS,
     .attrs = NN_HAS(out) | NN_HAS(k) | NN_HAS(stride) | NN_HAS(pad) | NN_HAS(dilation)
            | NN_HAS(groups) | NN_HAS(bias) | NN_HAS(fixed),
     .in_min = 1, .in_max = 1,

@@ -141,6 +141,32 @@ static void put(grad_out g, int64_t i, double v)
         g.p[i] = (g.accumulate ? g.p[i] : 0) + v;
 }
 
+bool conv_joins_norm(const conv_shape *s) { return s->c > 0; }
+
+int64_t conv_grad_parts(const conv_plan *p) { return p->s.n; }
+
+void conv_backward(const conv_plan *p, const conv_grads *g, float *scratch)
+{
+    const conv_shape *s = &p->s;
+    const int64_t rows = (int64_t)s->n * conv_out_h(s) * conv_out_w(s), image = (int64_t)s->h * s->w * s->c;
+    float *dz = mem_new((size_t)(rows * s->o), sizeof *dz, NULL);
+    if (g->norm)
+        bn_grad_rows(g->norm, 0, rows, g->dy, dz);
+    conv_weight_grad(p, g->x, g->pro, g->norm ? dz : g->dy, g->dw.accumulate, g->dw.p, scratch);
+    if (g->dx.p)
+        conv_data_grad(p, g->norm ? dz : g->dy, g->packed, g->dx.accumulate, g->dx.p, scratch);
+    mem_free(dz);
+    for (int64_t i = 0; g->sums.part && i < s->n * image; i++) {
+        double *part = g->sums.part + i / image * 2 * s->c;
+        const int c = (int)(i % s->c);
+        if (i % image < s->c)
+            part[c] = part[s->c + c] = 0;
+        const double dz_i = g->dx.p[i] * (g->pro->act == ACT_NONE ? 1 : slope(g->pro->act, prepared(g->x, i, g->pro, s->c)));
+        part[c] += dz_i;
+        part[s->c + c] += dz_i * (g->x[i] - g->sums.mean[c]);
+    }
+}
+
 size_t bn_scratch_bytes(int64_t rows, int c) { return (size_t)(rows + c) * sizeof(double); }
 
 void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, const float *gamma,
@@ -165,11 +191,13 @@ void bn_forward(int64_t rows, int c, const float *x, const row_sums *known, cons
     }
 }
 
-void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy,
+/* known is put to use only in bn_backward_sums: so both ways are taken. */
+void bn_backward(int64_t rows, int c, const float *x, const float *y, const float *dy, const row_sums *known,
                  const float *gamma, const bn_stats *st, act_kind act, grad_out dx, grad_out dres,
                  grad_out dgamma, grad_out dbeta, void *scratch)
 {
     double *dz = scratch;
+    (void)known;
     const double *mean = st->mean, *invstd = st->invstd;
     for (int k = 0; k < c; k++) {
         double sum = 0, dot = 0;
@@ -187,6 +215,44 @@ void bn_backward(int64_t rows, int c, const float *x, const float *y, const floa
                 gamma[k] * invstd[k] * (dz[r] - sum / (double)rows - hat * dot / (double)rows));
             put(dres, i, dz[r]);
         }
+    }
+}
+
+/* coef: for every channel mean, 1/deviation, gamma, scale, shift, and the means of dz and dz*xhat. */
+enum { COEFS = 7 };
+size_t bn_grad_floats(int c) { return (size_t)(COEFS * c); }
+
+void bn_backward_sums(int64_t rows, int c, const float *x, const float *dy, const row_sums *known, const float *gamma,
+                      const bn_stats *st, act_kind act, grad_out dgamma, grad_out dbeta, float *coef, void *scratch)
+{
+    (void)scratch;
+    for (int k = 0; k < c; k++) {
+        double sum = 0, dot = 0;
+        for (int64_t i = k; i < rows * c; i += c) {
+            const double out = activate(act, x[i] * st->scale[k] + st->shift[k]), dz = dy[i] * slope(act, out);
+            sum += dz;
+            dot += dz * (x[i] - st->mean[k]) * st->invstd[k];
+        }
+        if (known)
+            sum = dot = 0;
+        for (int64_t i = 0; known && i < known->parts; i++) {
+            sum += known->part[i * 2 * c + k];
+            dot += known->part[(i * 2 + 1) * c + k] * st->invstd[k];
+        }
+        put(dgamma, k, dot);
+        put(dbeta, k, sum);
+        const double all[COEFS] = { st->mean[k], st->invstd[k], gamma[k], st->scale[k], st->shift[k], sum / (double)rows, dot / (double)rows };
+        for (int i = 0; i < COEFS; i++)
+            coef[k * COEFS + i] = all[i];
+    }
+}
+
+void bn_grad_rows(const bn_grad *g, int64_t first, int64_t rows, const float *dy, float *dx)
+{
+    for (int64_t i = first * g->c; i < (first + rows) * g->c; i++) {
+        const float *k = g->coef + i % g->c * COEFS;
+        const double dz = dy[i] * slope(g->act, activate(g->act, g->x[i] * k[3] + k[4])), hat = (g->x[i] - k[0]) * k[1];
+        dx[i - first * g->c] = k[2] * k[1] * (dz - k[5] - hat * k[6]);
     }
 }
 
