@@ -89,7 +89,7 @@ static float *computed(const sample *t, const float *x, const float *w, const fl
     for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
     for (size_t i = 0; i < ny; i++) y[i] = t->residual ? residual[i] : NAN;
     conv_pack(p, CONV_FORWARD, w, packed);
-    conv_epilogue ep = { t->bias ? bias : NULL, t->residual ? y : NULL, t->act, NULL };
+    conv_epilogue ep = { t->bias ? bias : NULL, t->residual ? y : NULL, t->act, NULL, NULL };
     conv_forward(p, x, NULL, packed, &ep, y, scratch);
     *road = conv_plan_road(p);
     mem_free(packed);
@@ -152,6 +152,43 @@ static double back_error(const conv_shape *s, const float *w, const char *road)
     return error / scale;
 }
 
+/* The same of the weight gradient; the largest value is of sums over all pixels. */
+static double weight_error(const conv_shape *s, const float *x, const char *road)
+{
+    err e = { 0 };
+    int OH = conv_out_h(s), OW = conv_out_w(s);
+    size_t nw = count_w(s), ny = count_y(s);
+    float *dy = noise(ny, 98), *dw = noise(nw, 99), *old = noise(nw, 99);
+    double *want = mem_new(nw, sizeof *want, NULL), error = 0, scale = 1;
+    for (size_t i = 0; i < ny; i++) {
+        int o = (int)(i % (size_t)s->o), q = (int)(i / (size_t)s->o), ow = q % OW, oh = q / OW % OH, n = q / OW / OH;
+        for (int t = 0; t < 9; t++) {
+            int h = oh - s->pt + t / 3, v = ow - s->pl + t % 3;
+            if (h < 0 || v < 0 || h >= s->h || v >= s->w) continue;
+            for (int c = 0; c < s->c; c++)
+                want[(o * s->c + c) * 9 + t] += (double)dy[i] * (double)x[((n * s->h + h) * s->w + v) * s->c + c];
+        }
+    }
+    conv_plan *p = conv_plan_new(s, CONV_WEIGHT_GRAD, &e);
+    CHECK_OK(p, e);
+    CHECK_TEXT(conv_plan_road(p), road);
+    size_t ns = conv_scratch_floats(p);
+    float *scratch = mem_new(ns, sizeof *scratch, NULL);
+    for (int accumulate = 1; accumulate >= 0; accumulate--) {
+        for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
+        conv_weight_grad(p, x, NULL, dy, accumulate, dw, scratch);
+        for (size_t i = 0; i < nw; i++) {
+            double right = want[i] + (accumulate ? (double)old[i] : 0);
+            scale = fmax(scale, fabs(right));
+            error = fmax(error, isnan(dw[i]) ? (double)INFINITY : fabs((double)dw[i] - right));
+        }
+    }
+    void *all[] = { dy, dw, old, want, scratch };
+    for (int i = 0; i < 5; i++) mem_free(all[i]);
+    conv_plan_free(p);
+    return error / scale;
+}
+
 static bool has_back(const conv_shape *s) { return s->pt <= 2 && s->pb <= 2 && s->pl <= 2 && s->pr <= 2; }
 
 /* Largest error over the largest output, of noise in [-1,1). The worst measured of these samples and
@@ -171,9 +208,12 @@ static void errors_stay_below(const char *isa, const char *road, double bound)
             if (!(d <= error)) error = d;
         }
         double back = has_back(&t->s) ? back_error(&t->s, a.w, road) : 0;
+        double weights = t->s.groups == 1 ? weight_error(&t->s, a.x, road) : 0;
         CHECK(error / scale <= bound);
         CHECK(back <= bound);
-        if (!(error / scale <= bound && back <= bound)) fprintf(stderr, "  sample %d: errors %g, %g\n", i, error / scale, back);
+        CHECK(weights <= bound);
+        if (!(error / scale <= bound && back <= bound && weights <= bound))
+            fprintf(stderr, "  sample %d: errors %g, %g, %g\n", i, error / scale, back, weights);
         mem_free(want);
         mem_free(got);
         arrays_free(&a);

@@ -124,6 +124,71 @@ static void wino_w(const wino_w_args *a)
     }
 }
 
+/* t = A y along one line of an output tile: the transpose of wino_out_line. */
+INLINE void wino_dy_line(const int M, const vf *y, vf *t)
+{
+    t[0] = y[0];
+    t[M + 1] = y[M - 1];
+    if (M == 2) {
+        t[1] = v_add(y[0], y[1]);
+        t[2] = v_sub(y[0], y[1]);
+        return;
+    }
+    const vf p = v_set1(WINO_P), q = v_set1(WINO_Q), pp = v_set1(WINO_P * WINO_P), qq = v_set1(WINO_Q * WINO_Q);
+    vf even_p = v_fma(pp, y[2], y[0]), odd_p = v_mul(p, v_fma(pp, y[3], y[1]));
+    vf even_q = v_fma(qq, y[2], y[0]), odd_q = v_mul(q, v_fma(qq, y[3], y[1]));
+    t[1] = v_add(even_p, odd_p);
+    t[2] = v_sub(even_p, odd_p);
+    t[3] = v_add(even_q, odd_q);
+    t[4] = v_sub(even_q, odd_q);
+}
+
+INLINE void wino_dy_vector(const int M, const wino_in_args *a, int c, int n)
+{
+    const int A = M + 2;
+    vf half[WINO_MOST * 4], y[4], t[WINO_MOST];
+    for (int k = 0; k < M; k++) {                       /* column k, all rows */
+        const float *x = a->x + k * a->x_col + c;
+        UNROLL for (int r = 0; r < M; r++) y[r] = k < a->c1 && r < a->r1 ? v_load_n(x + r * a->x_row, n) : v_zero();
+        wino_dy_line(M, y, t);
+        UNROLL for (int r = 0; r < A; r++) half[r * M + k] = t[r];
+    }
+    float *v = a->v + c;
+    for (int r = 0; r < A; r++, v += A * a->plane) {
+        wino_dy_line(M, half + r * M, t);
+        UNROLL for (int k = 0; k < A; k++) v_store(v + k * a->plane, t[k]);
+    }
+}
+
+INLINE void wino_dy_body(const int M, const wino_in_args *a)
+{
+    for (int c = 0; c < a->channels; c += LANES) wino_dy_vector(M, a, c, (int)kern_min(LANES, a->channels - c));
+}
+
+INLINE void wino_dw_body(const int M, const wino_dw_args *a)
+{
+    const int A = M + 2;
+    for (int v = 0; v < a->nv; v++) {
+        const float *m = a->m + v * LANES;
+        vf half[3 * WINO_MOST];
+        for (int k = 0; k < A; k++)
+            UNROLL for (int t = 0; t < 3; t++) {
+                vf sum = v_zero();
+                UNROLL for (int r = 0; r < A; r++) sum = v_fma(v_set1(a->G[r][t]), v_load(m + (r * A + k) * a->plane), sum);
+                half[t * A + k] = sum;
+            }
+        for (int t = 0; t < 9; t++) {
+            vf sum = v_zero();
+            UNROLL for (int k = 0; k < A; k++) sum = v_fma(v_set1(a->G[k][t % 3]), half[t / 3 * A + k], sum);
+            v_store(a->out + t * a->step + v * LANES, sum);
+        }
+    }
+}
+
+static void wino_dy_2(const wino_in_args *a) { wino_dy_body(2, a); }
+static void wino_dy_4(const wino_in_args *a) { wino_dy_body(4, a); }
+static void wino_dw_2(const wino_dw_args *a) { wino_dw_body(2, a); }
+static void wino_dw_4(const wino_dw_args *a) { wino_dw_body(4, a); }
 static void wino_in_2(const wino_in_args *a) { wino_in_body(2, a); }
 static void wino_in_4(const wino_in_args *a) { wino_in_body(4, a); }
 static void wino_out_2(const wino_out_args *a) { wino_out_body(2, a); }
@@ -136,4 +201,8 @@ static void fill_wino(kern_table *k)
     k->wino_out[0] = wino_out_2;
     k->wino_out[1] = wino_out_4;
     k->wino_w = wino_w;
+    k->wino_dy[0] = wino_dy_2;
+    k->wino_dy[1] = wino_dy_4;
+    k->wino_dw[0] = wino_dw_2;
+    k->wino_dw[1] = wino_dw_4;
 }

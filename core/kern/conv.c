@@ -51,6 +51,8 @@ struct conv_plan {
     bool prologue, joins;
     gather_set forward, back, unit;                      /* unit: data gradient of WGRAD_UNIT pixels */
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
+    wino_wgrad_plan *wino;       /* … instead */
+    int wino_M;
     im2col_plan *im2col;
 };
 
@@ -72,6 +74,13 @@ static int wino_for(const conv_shape *s, conv_pass pass)
     const char *road = conv_road();
     if (conv_exact() || !wino_can(s, pass)) return 0;
     return !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_choose(s, pass);
+}
+
+static int wino_for_weights(const conv_shape *s)
+{
+    const char *road = conv_road();
+    if (conv_exact() || !wino_wgrad_can(s)) return 0;
+    return !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_wgrad_choose(s);
 }
 
 static bool set_new(gather_set *set, conv_plan *p, const conv_shape *s, conv_pass pass, err *e)
@@ -138,6 +147,8 @@ static bool roads_new(conv_plan *p, unsigned passes, err *e)
     if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, &p->s, CONV_DATA_GRAD, e)) return false;
     p->joins = joins;
     if (joins && !dw && passes & CONV_DATA_GRAD && !set_new(&p->unit, p, &unit, CONV_DATA_GRAD, e)) return false;
+    p->wino_M = passes & CONV_WEIGHT_GRAD && p->road == DIRECT && !p->prologue ? wino_for_weights(&p->s) : 0;
+    if (p->wino_M) return (p->wino = wino_wgrad_plan_new(&p->s, p->wino_M, e));
     return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, joins, e));
 }
 
@@ -185,6 +196,7 @@ void conv_plan_free(conv_plan *p)
     set_free(&p->back);
     set_free(&p->unit);
     wgrad_plan_free(p->wgrad);
+    wino_wgrad_plan_free(p->wino);
     im2col_plan_free(p->im2col);
     mem_free(p);
 }
@@ -194,7 +206,7 @@ const conv_shape *conv_plan_shape(const conv_plan *p) { return &p->s; }
 const char *conv_plan_road(const conv_plan *p)
 {
     static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct", [DEPTHWISE] = "depthwise" };
-    const int M = p->forward.M ? p->forward.M : p->back.M;
+    const int M = p->forward.M ? p->forward.M : p->back.M ? p->back.M : p->wino_M;
     return M == 4 ? "winograd4" : M == 2 ? "winograd2" : name[p->road];
 }
 
@@ -221,6 +233,7 @@ size_t conv_scratch_floats(const conv_plan *p)
 {
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
     size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw && p->passes & CONV_WEIGHT_GRAD ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
+    if (p->wino) most = wino_wgrad_scratch_floats(p->wino);
     if (p->joins && p->road == DEPTHWISE) most = dw_join_scratch_floats(*p->forward.dw, p->back.dw, p->back.n);
     if (set_scratch(&p->forward) > most) most = set_scratch(&p->forward);
     return set_scratch(&p->back) > most ? set_scratch(&p->back) : most;
@@ -257,6 +270,7 @@ void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *p
     if (p->road == REFERENCE) ref_conv_weight_grad(&p->s, x, dy, accumulate, dw);
     else if (p->road == IM2COL) im2col_weight_grad(p->im2col, x, dy, accumulate, dw, scratch);
     else if (p->road == DEPTHWISE) dw_wgrad_run(*p->forward.dw, x, pro, dy, accumulate, dw, scratch);
+    else if (p->wino) wino_wgrad_run(p->wino, x, dy, accumulate, dw, scratch);
     else wgrad_run(p->wgrad, x, pro, dy, NULL, accumulate, dw, scratch);
 }
 

@@ -71,6 +71,17 @@ size_t wino_scratch_floats(const wino_plan *p);
 void   wino_run(const wino_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y,
                 float *scratch);
 
+/* G of F(M×M,3×3): M+2 rows. */
+void   wino_kernel_transform(int M, double G[][3]);
+/* The weight gradient behind the same transforms. */
+typedef struct wino_wgrad_plan wino_wgrad_plan;
+bool   wino_wgrad_can(const conv_shape *s);
+int    wino_wgrad_choose(const conv_shape *s);          /* M = 4, 2, or 0 */
+wino_wgrad_plan *wino_wgrad_plan_new(const conv_shape *s, int M, err *e);
+void   wino_wgrad_plan_free(wino_wgrad_plan *p);
+size_t wino_wgrad_scratch_floats(const wino_wgrad_plan *p);
+void   wino_wgrad_run(const wino_wgrad_plan *p, const float *x, const float *dy, bool accumulate, float *dw, float *scratch);
+
 /* What the weight gradient of WGRAD_UNIT pixels after another does beside (1×1, see wgrad_joins): their dy it makes of a
  * norm's, and hands it on. */
 enum { WGRAD_UNIT = 128 };

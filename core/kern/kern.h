@@ -96,6 +96,15 @@ typedef struct {
     float *u;
 } wino_w_args;
 
+/* out[t*step + o] = tap t of G' m G for out-channels o < nv vectors, of places m[k*plane + o]. */
+typedef struct {
+    const float *m;
+    int64_t plane;
+    int nv, step;
+    const float (*G)[3];
+    float *out;
+} wino_dw_args;
+
 /* y[rows][cols][16*nv) = clamp(tile of m[k*plane …] + bias + residual) */
 typedef struct {
     const float *m, *bias, *residual;                   /* the latter may be NULL; residual as y */
@@ -150,6 +159,8 @@ typedef struct {
     void (*wino_in[2])(const wino_in_args *);           /* F(2×2), F(4×4) */
     void (*wino_out[2])(const wino_out_args *);
     void (*wino_w)(const wino_w_args *);
+    void (*wino_dy[2])(const wino_in_args *);           /* x being an output tile */
+    void (*wino_dw[2])(const wino_dw_args *);
     void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
     void (*dw_wgrad[DW_WIDTHS][2])(const dw_args *);
     void (*moments)(const norm_args *);                 /* sum += x - pivot and its square; pivot NULL: 0 */

@@ -179,7 +179,7 @@ size_t wino_packed_floats(const wino_plan *p)
 
 /* G: row i evaluates a kernel of three taps at point i and divides by the product of the point's
  * distances from the others; the last row is the point at infinity. */
-static void kernel_transform(int M, double G[][3])
+void wino_kernel_transform(int M, double G[][3])
 {
     static const double points[2][5] = { { 0, 1, -1 }, { 0, (double)WINO_P, -(double)WINO_P, (double)WINO_Q, -(double)WINO_Q } };
     const double *at = points[M == 4];
@@ -228,7 +228,7 @@ static void pack_piece(void *ctx, int64_t i, int worker)
 void wino_pack(const wino_plan *p, const float *w_oihw, float *packed)
 {
     pack_job j = { .p = p, .w = w_oihw, .packed = packed, .transform = { .A = p->A } };
-    kernel_transform(p->M, j.transform.G);
+    wino_kernel_transform(p->M, j.transform.G);
     par_for(p->panels * kern_div_up(p->s.c / p->s.groups, PACK_CHANNELS), pack_piece, &j);
 }
 
