@@ -1,6 +1,8 @@
 /* Convolution, layer by layer: GFLOP/s of nominal work (padding counted) and the fraction of the
- * multiply-add rate measured in the same run. Every shape is checked against the loops of
- * kern_ref.c on a few outputs before it is timed.
+ * multiply-add rate measured in the same run; and the fraction of its time that reading what it reads
+ * and writing what it writes takes by itself, from wherever repeating leaves it: a layer near 100 of
+ * either can hardly be faster. Every shape is checked against the loops of kern_ref.c on a few outputs
+ * before it is timed.
  *   bench_conv [--threads N] [--batch N] [--mode forward|dgrad|wgrad|all] [--isa NAME]
  *              [--conv ROAD] [--exact yes] [--only TEXT] */
 #include "core/core.h"
@@ -185,6 +187,35 @@ static double wrong(const bench *b, conv_pass which)
     return worst / fmax(scale, sqrt((double)cg * s->kh * s->kw) / 16);
 }
 
+/* Reads [at, at + read) and writes [to, to + written) of floats: what a pass cannot do without. */
+typedef struct { const float *at[2]; int64_t read[2]; float *to; int64_t written; } traffic;
+enum { NEAR = 4096, TRAFFIC_PIECES = 32 };
+
+static void traffic_piece(void *ctx, int64_t i, int worker)
+{
+    (void)worker;
+    const traffic *t = ctx;
+    float near[NEAR] = { 0 };
+    for (int k = 0; k < 2; k++)
+        for (int64_t f = t->read[k] * i / TRAFFIC_PIECES, end = t->read[k] * (i + 1) / TRAFFIC_PIECES; f < end; f += NEAR) {
+            memcpy(near, t->at[k] + f, (size_t)kern_min(NEAR, end - f) * sizeof *near);
+            sink = (double)near[0];
+        }
+    for (int64_t f = t->written * i / TRAFFIC_PIECES, end = t->written * (i + 1) / TRAFFIC_PIECES; f < end; f += NEAR)
+        memcpy(t->to + f, near, (size_t)kern_min(NEAR, end - f) * sizeof *near);
+}
+
+static void only_traffic(const bench *b, conv_pass which)
+{
+    const conv_shape *s = &b->s;
+    const int64_t x = (int64_t)count(s->n, s->h, s->w, s->c), y = (int64_t)count(s->n, conv_out_h(s), conv_out_w(s), s->o);
+    const int64_t w = (int64_t)count(s->o, s->c / s->groups, s->kh, s->kw);
+    traffic t = which == CONV_FORWARD   ? (traffic){ { b->x, b->packed }, { x, (int64_t)conv_packed_floats(b->plan, which) }, b->y, y }
+              : which == CONV_DATA_GRAD ? (traffic){ { b->y, b->back }, { y, (int64_t)conv_packed_floats(b->plan, which) }, b->x, x }
+                                        : (traffic){ { b->x, b->y }, { x, y }, b->w, w };
+    par_for(TRAFFIC_PIECES, traffic_piece, &t);
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -192,13 +223,13 @@ static int by_value(const void *a, const void *b)
 }
 
 /* Seconds of a sample in which nobody else was in the way: the tenth percentile. */
-static double seconds(const bench *b, conv_pass which)
+static double seconds(const bench *b, void (*what)(const bench *, conv_pass), conv_pass which)
 {
     double t[200], total = 0;
     int n = 0;
     while (n < 5 || (n < 200 && total < 0.15)) {
         int64_t start = clock_ns();
-        pass(b, which);
+        what(b, which);
         t[n] = (double)(clock_ns() - start) * 1e-9;
         total += t[n++];
     }
@@ -242,8 +273,9 @@ static bool bench_layer(const layer *l, const settings *o, double top, err *e)
         double error = ok ? wrong(&b, modes[m].pass) : 0;
         if (ok && !(error < 5e-5)) ok = err_set(e, ERR_INTERNAL, "%s is wrong by %g", modes[m].name, error);
         if (ok) {
-            double t = seconds(&b, modes[m].pass), rate = 2e-9 * (double)conv_macs(&b.s) / t;
-            printf("  %s %9.4f ms %6.1f GFLOP/s %3.0f %%", modes[m].name, t * 1e3, rate, 100 * rate / top);
+            double t = seconds(&b, pass, modes[m].pass), rate = 2e-9 * (double)conv_macs(&b.s) / t;
+            double memory = seconds(&b, only_traffic, modes[m].pass);
+            printf("  %s %9.4f ms %6.1f GFLOP/s %3.0f %%, memory %3.0f %%", modes[m].name, t * 1e3, rate, 100 * rate / top, 100 * memory / t);
         }
         bench_free(&b);
     }

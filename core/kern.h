@@ -52,6 +52,8 @@ const conv_shape *conv_plan_shape(const conv_plan *p);
 const char *conv_plan_road(const conv_plan *p);         /* "direct", "depthwise", "im2col", … */
 
 /* Weights packed for one pass (CONV_FORWARD or CONV_DATA_GRAD): floats wanted, and the packing. */
+/* conv_packs false: packed weights are the weights, and these will do for them. */
+bool   conv_packs(const conv_plan *p);
 size_t conv_packed_floats(const conv_plan *p, conv_pass pass);
 void   conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *packed);
 /* Scratch floats that the largest of the plan's passes wants (all workers together: of the pool and

@@ -309,6 +309,10 @@ static const conv_shape known[] = {                                   /* what ne
     { 1, 7, 6, 104, 40, 11, 11, 1, 1, 5, 5, 5, 5, 1, 1, 1 },          /* sums in blocks: with a copy, */
     { 2, 9, 9, 40, 424, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 1 },            /* of the data gradient's phases, */
     { 1, 8, 7, 352, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1 },            /* in place */
+    { 8, 7, 7, 40, 70, 7, 7, 1, 1, 0, 0, 0, 0, 1, 1, 1 },             /* fully connected: behind a map, */
+    { 33, 1, 1, 1100, 10, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },          /* behind a mean, with many images, */
+    { 1, 1, 1, 4500, 3, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },            /* with one */
+    { 17, 3, 5, 7, 19, 3, 5, 2, 3, 0, 0, 0, 0, 1, 1, 1 },
 };
 enum { KNOWN = sizeof known / sizeof *known, RANDOM = 120, FEW = 24 };
 

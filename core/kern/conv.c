@@ -39,7 +39,7 @@ int64_t conv_macs(const conv_shape *s)
 }
 
 
-typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE } road_kind;
+typedef enum { REFERENCE, IM2COL, DIRECT, DEPTHWISE, FULL } road_kind;
 
 /* One pass: Winograd's, or its gathers, all on the tile or all depthwise. */
 typedef struct { wino_plan *wino; tile_plan **tile; dw_plan **dw; int M, n; size_t packed; } gather_set;
@@ -54,6 +54,7 @@ struct conv_plan {
     wino_wgrad_plan *wino;       /* … instead */
     int wino_M;
     im2col_plan *im2col;
+    full_plan *full;
 };
 
 static bool set_add(gather_set *set, const gather *g, const conv_shape *s, bool prologue, err *e)
@@ -138,18 +139,18 @@ static size_t set_scratch(const gather_set *set)
 
 static bool roads_new(conv_plan *p, unsigned passes, err *e)
 {
-    const bool dw = p->road == DEPTHWISE, joins = passes & CONV_NORM_GRAD && conv_joins_norm(&p->s);
+    const bool dw = p->road == DEPTHWISE;
     conv_shape unit = p->s;
     unit.n = unit.h = 1, unit.w = WGRAD_UNIT;
     if (p->road == REFERENCE) return true;
     if (p->road == IM2COL) return (p->im2col = im2col_plan_new(&p->s, e));
+    if (p->road == FULL) return (p->full = full_plan_new(&p->s, e));
     if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, &p->s, CONV_FORWARD, e)) return false;
     if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, &p->s, CONV_DATA_GRAD, e)) return false;
-    p->joins = joins;
-    if (joins && !dw && passes & CONV_DATA_GRAD && !set_new(&p->unit, p, &unit, CONV_DATA_GRAD, e)) return false;
+    if (p->joins && !dw && passes & CONV_DATA_GRAD && !set_new(&p->unit, p, &unit, CONV_DATA_GRAD, e)) return false;
     p->wino_M = passes & CONV_WEIGHT_GRAD && p->road == DIRECT && !p->prologue ? wino_for_weights(&p->s) : 0;
     if (p->wino_M) return (p->wino = wino_wgrad_plan_new(&p->s, p->wino_M, e));
-    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, joins, e));
+    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, p->joins, e));
 }
 
 static road_kind road_for(const conv_shape *s)
@@ -166,14 +167,14 @@ bool conv_has_prologue(const conv_shape *s)
 {
     const bool one = s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr;
     const road_kind road = road_for(s);
-    return (road == DIRECT && one && s->groups == 1 && (int64_t)s->n * s->h * s->w <= INT32_MAX)
+    return (road == DIRECT && !full_can(s) && one && s->groups == 1 && (int64_t)s->n * s->h * s->w <= INT32_MAX)
         || (road == DEPTHWISE && s->kh * s->kw <= 9);
 }
 
 bool conv_joins_norm(const conv_shape *s)
 {
     const road_kind road = road_for(s);
-    return (road == DIRECT && wgrad_joins(s)) || (road == DEPTHWISE && dw_joins(s));
+    return (road == DIRECT && !full_can(s) && wgrad_joins(s)) || (road == DEPTHWISE && dw_joins(s));
 }
 
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
@@ -185,6 +186,8 @@ conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e)
     p->road = road_for(s);
     p->passes = passes;
     p->prologue = passes & CONV_PROLOGUE && conv_has_prologue(s);
+    p->joins = passes & CONV_NORM_GRAD && conv_joins_norm(s);
+    if (p->road == DIRECT && passes & CONV_WEIGHT_GRAD && full_can(s)) p->road = FULL;
     if (!roads_new(p, passes, e)) { conv_plan_free(p); return NULL; }
     return p;
 }
@@ -198,6 +201,7 @@ void conv_plan_free(conv_plan *p)
     wgrad_plan_free(p->wgrad);
     wino_wgrad_plan_free(p->wino);
     im2col_plan_free(p->im2col);
+    full_plan_free(p->full);
     mem_free(p);
 }
 
@@ -205,7 +209,7 @@ const conv_shape *conv_plan_shape(const conv_plan *p) { return &p->s; }
 
 const char *conv_plan_road(const conv_plan *p)
 {
-    static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct", [DEPTHWISE] = "depthwise" };
+    static const char *const name[] = { [REFERENCE] = "reference", [IM2COL] = "im2col", [DIRECT] = "direct", [DEPTHWISE] = "depthwise", [FULL] = "full" };
     const int M = p->forward.M ? p->forward.M : p->back.M ? p->back.M : p->wino_M;
     return M == 4 ? "winograd4" : M == 2 ? "winograd2" : name[p->road];
 }
@@ -215,16 +219,18 @@ static size_t weight_floats(const conv_shape *s)
     return (size_t)s->o * (size_t)(s->c / s->groups) * (size_t)s->kh * (size_t)s->kw;
 }
 
+bool conv_packs(const conv_plan *p) { return p->road != REFERENCE && p->road != FULL; }
+
 size_t conv_packed_floats(const conv_plan *p, conv_pass pass)
 {
-    if (p->road == REFERENCE) return weight_floats(&p->s);
+    if (!conv_packs(p)) return weight_floats(&p->s);
     if (p->road == IM2COL) return im2col_packed_floats(p->im2col);
     return pass == CONV_FORWARD ? p->forward.packed : p->back.packed;
 }
 
 void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *packed)
 {
-    if (p->road == REFERENCE) { memcpy(packed, w_oihw, weight_floats(&p->s) * sizeof *packed); return; }
+    if (!conv_packs(p)) { memcpy(packed, w_oihw, weight_floats(&p->s) * sizeof *packed); return; }
     if (p->road == IM2COL) { im2col_pack(p->im2col, w_oihw, packed); return; }
     set_pack(pass == CONV_FORWARD ? &p->forward : &p->back, w_oihw, packed);
 }
@@ -232,6 +238,7 @@ void conv_pack(const conv_plan *p, conv_pass pass, const float *w_oihw, float *p
 size_t conv_scratch_floats(const conv_plan *p)
 {
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
+    if (p->road == FULL) return full_scratch_floats(p->full);
     size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw && p->passes & CONV_WEIGHT_GRAD ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
     if (p->wino) most = wino_wgrad_scratch_floats(p->wino);
     if (p->joins && p->road == DEPTHWISE) most = dw_join_scratch_floats(*p->forward.dw, p->back.dw, p->back.n);
@@ -252,6 +259,7 @@ void conv_forward(const conv_plan *p, const float *x, const conv_prologue *pro, 
     if (!ep) ep = &none;
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
     else if (p->road == IM2COL) im2col_forward(p->im2col, x, packed, ep, y, scratch);
+    else if (p->road == FULL) full_forward(p->full, x, packed, ep, y, scratch);
     else set_run(&p->forward, x, pro, packed, ep, y, scratch);
 }
 
@@ -260,6 +268,7 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
 {
     if (p->road == REFERENCE) { ref_conv_data_grad(&p->s, dy, packed, accumulate, dx); return; }
     if (p->road == IM2COL) { im2col_data_grad(p->im2col, dy, packed, accumulate, dx, scratch); return; }
+    if (p->road == FULL) { full_data_grad(p->full, dy, packed, (grad_out){ dx, accumulate }, scratch); return; }
     conv_epilogue ep = { .residual = accumulate ? dx : NULL, .act = ACT_NONE };
     set_run(&p->back, dy, NULL, packed, &ep, dx, scratch);
 }
@@ -269,6 +278,7 @@ void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *p
 {
     if (p->road == REFERENCE) ref_conv_weight_grad(&p->s, x, dy, accumulate, dw);
     else if (p->road == IM2COL) im2col_weight_grad(p->im2col, x, dy, accumulate, dw, scratch);
+    else if (p->road == FULL) full_weight_grad(p->full, x, dy, (grad_out){ dw, accumulate }, scratch);
     else if (p->road == DEPTHWISE) dw_wgrad_run(*p->forward.dw, x, pro, dy, accumulate, dw, scratch);
     else if (p->wino) wino_wgrad_run(p->wino, x, dy, accumulate, dw, scratch);
     else wgrad_run(p->wgrad, x, pro, dy, NULL, accumulate, dw, scratch);

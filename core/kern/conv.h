@@ -117,6 +117,16 @@ size_t dw_wgrad_scratch_floats(const dw_plan *p);
 void   dw_wgrad_run(const dw_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate,
                     float *dw, float *scratch);
 
+/* Kernels as large as their map; weights as they come. */
+typedef struct full_plan full_plan;
+bool   full_can(const conv_shape *s);
+full_plan *full_plan_new(const conv_shape *s, err *e);
+void   full_plan_free(full_plan *p);
+size_t full_scratch_floats(const full_plan *p);
+void   full_forward(const full_plan *p, const float *x, const float *w, const conv_epilogue *ep, float *y, float *scratch);
+void   full_data_grad(const full_plan *p, const float *dy, const float *w, grad_out dx, float *scratch);
+void   full_weight_grad(const full_plan *p, const float *x, const float *dy, grad_out dw, float *scratch);
+
 typedef struct im2col_plan im2col_plan;                 /* all passes by unfolding */
 im2col_plan *im2col_plan_new(const conv_shape *s, err *e);
 void   im2col_plan_free(im2col_plan *p);

@@ -72,6 +72,18 @@ typedef struct {
     float in_lo, in_hi;
 } dw_args;
 
+/* ---- kernels as large as their map: body_full.h ------------------------------------------------- */
+
+/* sum[i*sum_step + o] (+)= x[i*step …]·w[o*step …] over count floats, i < images, o < outs: at most DOT_IMAGES and dot_outs. */
+enum { DOT_IMAGES = 2 };
+typedef struct {
+    const float *x, *w;
+    int64_t step, count;
+    int images, outs, sum_step;
+    bool add;
+    float *sum;
+} dot_args;
+
 /* ---- Winograd's transforms: body_wino.h --------------------------------------------------------- */
 
 /* Points of F(4×4,3×3). Of all pairs of sixteenths this one rounds least: half the usual 1 and 2. */
@@ -156,6 +168,8 @@ typedef struct {
     int tallest[2], wtallest[2];                        /* heights worth using: 1 … tallest[NV-1] */
     void (*tile[2][TILE_MAX + 1])(const tile_args *);   /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
+    int dot_outs;
+    void (*dot)(const dot_args *);
     void (*wino_in[2])(const wino_in_args *);           /* F(2×2), F(4×4) */
     void (*wino_out[2])(const wino_out_args *);
     void (*wino_w)(const wino_w_args *);

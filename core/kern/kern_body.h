@@ -5,6 +5,7 @@
 
 #include "core/kern/body_conv.h"
 #include "core/kern/body_dw.h"
+#include "core/kern/body_full.h"
 #include "core/kern/body_norm.h"
 #include "core/kern/body_pool.h"
 #include "core/kern/body_wino.h"
@@ -14,6 +15,7 @@ void KERN_NAME(kern_table *k)
     k->lanes = LANES;
     fill_conv(k);
     fill_dw(k);
+    fill_full(k);
     fill_norm(k);
     fill_pool(k);
     fill_wino(k);

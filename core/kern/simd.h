@@ -4,6 +4,7 @@
  * Loads and stores of the first n lanes (1 <= n <= LANES) touch no other memory; lanes not loaded
  * are zero. v_max and v_min return their second argument when either is NaN, so v_max(zero, x)
  * lets a NaN in x through. v_fma rounds once where the machine can.
+ * v_sum adds the lanes up, halves onto halves.
  * v_held(a) is a, in a register: gcc would rather read memory again for each use.
  * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
  * back). v_pick(x, m, a, b) is a where x equals m or is NaN, else b. vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
@@ -59,6 +60,13 @@ INLINE vf v_pow2(vf a)
     __m512i one = _mm512_set1_epi32(0x3f800000), n = _mm512_slli_epi32(_mm512_castps_si512(a), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(n, one));
 }
+INLINE float v_sum(vf a)
+{
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
 typedef __m512d vd;
 INLINE vd v_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 INLINE vd v_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
@@ -111,6 +119,12 @@ INLINE vf v_pow2(vf a)
     __m256i one = _mm256_set1_epi32(0x3f800000), n = _mm256_slli_epi32(_mm256_castps_si256(a), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(n, one));
 }
+INLINE float v_sum(vf a)
+{
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
 typedef __m256d vd;
 INLINE vd v_lo(vf a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
 INLINE vd v_hi(vf a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
@@ -154,6 +168,7 @@ INLINE vf v_pick(vf x, vf m, vf a, vf b) { return v_select((x == m) | (x != x), 
 INLINE vf v_sqrt(vf a) { return (vf){ sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3]) }; }
 INLINE vf v_gate(vf y, vf lo, vf hi, vf v) { return (vf)(~((y <= lo) | (y >= hi)) & (vi)v); }
 INLINE vf v_pow2(vf a) { return (vf)(((vi)a << 23) + 0x3f800000); }
+INLINE float v_sum(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 typedef double vd __attribute__((vector_size(16)));
 INLINE vd v_lo(vf a) { return (vd){ (double)a[0], (double)a[1] }; }
 INLINE vd v_hi(vf a) { return (vd){ (double)a[2], (double)a[3] }; }

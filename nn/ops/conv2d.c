@@ -59,6 +59,19 @@ static bool prepare_bands(nn_step *s, err *e)
     return true;
 }
 
+/* INFER has its own copy of the weights, TRAIN packs what must be packed. */
+static bool keeps_packed(const nn_step *s) { return s->mode == NN_INFER || conv_packs(s->conv); }
+
+static const float *packed(nn_step *s, conv_pass pass)
+{
+    float *to = s->mem[pass == CONV_FORWARD ? PACKED : PACKED_BACK].p;
+    if (!keeps_packed(s))
+        return s->w[0]->x;
+    if (s->mode != NN_INFER)
+        conv_pack(s->conv, pass, s->w[0]->x, to);
+    return to;
+}
+
 bool nn_conv_prepare(nn_step *s, err *e)
 {
     const conv_shape shape = nn_conv_window(s->node, s->src[0], s->batch);
@@ -73,7 +86,7 @@ bool nn_conv_prepare(nn_step *s, err *e)
     const size_t f = sizeof(float), scratch = conv_scratch_floats(s->conv) * f;
     nn_ask(s, SCRATCH, NN_AT_FORWARD, scratch);
     nn_ask(s, PACKED, s->mode == NN_INFER ? NN_ALWAYS : NN_AT_FORWARD,
-           conv_packed_floats(s->conv, CONV_FORWARD) * f);
+           keeps_packed(s) ? conv_packed_floats(s->conv, CONV_FORWARD) * f : 0);
     if (s->mode == NN_INFER) {
         nn_ask(s, BIAS, NN_ALWAYS, (size_t)shape.o * f);
         nn_ask(s, FOLDED, NN_AT_REFRESH, s->norm >= 0 ? (size_t)nn_param_count(s->w[0]) * f : 0);
@@ -81,7 +94,7 @@ bool nn_conv_prepare(nn_step *s, err *e)
     if (s->reader >= 0)
         nn_ask(s, SUMS, NN_UNTIL_READER, (size_t)(conv_parts(s->conv) * ROW_PART(shape.o)) * sizeof(double));
     if (s->active) {
-        if (passes & CONV_DATA_GRAD)
+        if (passes & CONV_DATA_GRAD && keeps_packed(s))
             nn_ask(s, PACKED_BACK, NN_AT_BACKWARD, conv_packed_floats(s->conv, CONV_DATA_GRAD) * f);
         if (s->norm_in && s->want[0])
             nn_ask(s, BACK_SUMS, NN_BACK_TO_NORM, (size_t)(conv_grad_parts(s->conv) * 2 * shape.c) * sizeof(double));
@@ -156,12 +169,11 @@ void nn_conv_forward(nn_step *s, const nn_run *r)
     if (s->mode == NN_INFER)
         ep.bias = folded_bias(s);
     else {
-        conv_pack(s->conv, CONV_FORWARD, s->w[0]->x, s->mem[PACKED].p);
         ep.bias = s->w[1] ? s->w[1]->x : NULL;
         ep.part = s->mem[SUMS].p;
         s->sums = (row_sums){ ep.part, ep.part ? conv_parts(s->conv) : 0 };
     }
-    conv_forward(s->conv, s->x[0], prologue_of(s, &pro), s->mem[PACKED].p, &ep, s->y, s->mem[SCRATCH].p);
+    conv_forward(s->conv, s->x[0], prologue_of(s, &pro), packed(s, CONV_FORWARD), &ep, s->y, s->mem[SCRATCH].p);
 }
 
 void nn_conv_backward(nn_step *s, const nn_run *r)
@@ -169,10 +181,10 @@ void nn_conv_backward(nn_step *s, const nn_run *r)
     (void)r;
     conv_prologue pro;
     bn_grad norm;
-    conv_grads g = { .x = s->x[0], .dy = s->dy, .pro = prologue_of(s, &pro), .packed = s->mem[PACKED_BACK].p,
+    conv_grads g = { .x = s->x[0], .dy = s->dy, .pro = prologue_of(s, &pro),
                      .dx = s->dx[0], .dw = s->dw[0] };
     if (g.dx.p)
-        conv_pack(s->conv, CONV_DATA_GRAD, s->w[0]->x, s->mem[PACKED_BACK].p);
+        g.packed = packed(s, CONV_DATA_GRAD);
     if (s->norm_out) {
         norm = nn_norm_grad(s->norm_out);
         g.norm = &norm;
