@@ -131,7 +131,7 @@ typedef struct {
     int threads;                 /* 0: the cores this process may use */
     const char *isa;             /* NULL: the best the CPU has; a name it lacks is refused */
     const char *conv;            /* NULL or "direct": register tiles; "im2col": unfold + gemm */
-    bool exact;                  /* inference: every convolution by its definition, none by Winograd */
+    bool exact;                  /* every convolution by its definition, none by Winograd, in training too */
 } core_options;
 
 /* Start the pool, choose kernels, check OpenBLAS (serial or single-threaded, ten-millisecond

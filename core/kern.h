@@ -2,8 +2,8 @@
  * knows no network. Activations are N,H,W,C; weights O,I/groups,KH,KW as in PyTorch; what a kernel
  * wants differently it packs for itself.
  *
- * Every function here uses the pool (par_for), cuts its work by shape and adds partial sums in
- * index order: the result does not depend on the number of threads. None allocates except the
+ * Every function here uses the pool (par_for), cuts its work by shape (bands of rows by threads too,
+ * which changes no sum) and adds partial sums in index order: the result does not depend on the number of threads. None allocates except the
  * *_new functions. The inner loops are one body compiled for plain vectors, AVX2 and AVX-512, chosen
  * once by core_init; core/kern/kern_ref.c is the definition of convolution. NaN in gives NaN out. */
 #ifndef LM_KERN_H
@@ -39,7 +39,7 @@ int64_t conv_macs(const conv_shape *s);    /* nominal multiply-adds, padding cou
 /* CONV_PROLOGUE: forward and weight gradient will be given a prologue, where there can be one. CONV_NORM_GRAD:
  * conv_backward will be given a norm, where there can be one. */
 typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4, CONV_PROLOGUE = 8, CONV_NORM_GRAD = 16 } conv_pass;
-/* Unless core_options says exact, forward and data gradient of a 3×3 convolution may be Winograd's, if
+/* Unless core_options says exact, every pass of a 3×3 convolution may be Winograd's, if
  * that is faster for its shape: F(2×2,3×3), of noise wrong by at most 1e-6 of the largest output, or
  * F(4×4,3×3), by 3e-6 (tests/test_winograd.c).
  *
@@ -49,7 +49,7 @@ typedef struct conv_plan conv_plan;
 conv_plan *conv_plan_new(const conv_shape *s, unsigned passes, err *e);
 void       conv_plan_free(conv_plan *p);
 const conv_shape *conv_plan_shape(const conv_plan *p);
-const char *conv_plan_road(const conv_plan *p);         /* "direct", "depthwise", "im2col", … */
+const char *conv_plan_road(const conv_plan *p);         /* "direct", "depthwise", "full", …; "winograd4" if any pass is */
 
 /* Weights packed for one pass (CONV_FORWARD or CONV_DATA_GRAD): floats wanted, and the packing. */
 /* conv_packs false: packed weights are the weights, and these will do for them. */
@@ -68,8 +68,8 @@ bool conv_has_prologue(const conv_shape *s);
 
 /* What happens to a sum before it is stored:  y = act(sum + bias[o] + residual[same place as y]).
  * residual may be the same memory as y. part: the rows of y are summed up while they are near (see
- * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0: so many times ROW_PART(o) doubles. moments: core/kern's own. */
-typedef struct { const float *bias, *residual; act_kind act; double *part; const struct grad_moments *moments; } conv_epilogue;
+ * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0: so many times ROW_PART(o) doubles. */
+typedef struct { const float *bias, *residual; act_kind act; double *part; } conv_epilogue;
 int64_t conv_parts(const conv_plan *p);
 
 /* y (n,oh,ow,o). pro may be NULL (x as it is), ep too (no bias, no residual, no activation). */
@@ -96,7 +96,7 @@ typedef struct {
     const bn_grad *norm;
     const float *packed;         /* for CONV_DATA_GRAD */
     grad_out dx, dw;             /* dx.p NULL: not wanted */
-    grad_sums sums;              /* part NULL: not wanted; then dx does not accumulate */
+    grad_sums sums;              /* part NULL: not wanted; if wanted, dx must not accumulate */
 } conv_grads;
 bool conv_joins_norm(const conv_shape *s);
 int64_t conv_grad_parts(const conv_plan *p);
@@ -109,7 +109,7 @@ void conv_backward(const conv_plan *p, const conv_grads *g, float *scratch);
 enum { CONV_BANDS_MAX = 8 };
 typedef struct conv_bands conv_bands;
 typedef struct { const float *packed; conv_epilogue ep; } conv_link;     /* residual: the last link only; part: none */
-/* Dense 1×1 and small depthwise kernels, whose maps between are too large for the cache: only such may be given. */
+/* Dense 1×1 and small depthwise kernels may be given; it wins where the maps between are too large for the cache. */
 bool conv_bands_win(const conv_shape *s, int n);
 /* rows: of the last output in a band; 0: as many as the cache allows. */
 conv_bands *conv_bands_new(const conv_shape *s, int n, int rows, err *e);

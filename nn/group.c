@@ -28,6 +28,9 @@ typedef struct {
     int size[SIZES], sizes;
 } choice;
 
+/* A cut would not keep a band from running as one. */
+static double cut_cost(const choice *c, int i) { return c->p->step[i].before ? HUGE_VAL : 2 * c->crossing[i]; }
+
 static double image_bytes(const nn_plan *p, int node)
 {
     const int64_t *d = p->g->node[node].dim;
@@ -90,7 +93,7 @@ static void choose_sizes(const choice *c, unsigned char (*from)[SIZES], int *pic
     double bytes[SIZES] = { 0 };
     for (int i = 0; i < c->p->n_step; i++) {
         const int other = cheapest(bytes, c->sizes);
-        const double cut = bytes[other] + 2 * c->crossing[i];
+        const double cut = bytes[other] + cut_cost(c, i);
         for (int k = 0; k < c->sizes; k++) {
             from[i][k] = (unsigned char)(cut < bytes[k] ? other : k);
             bytes[k] = fmin(cut, bytes[k]) + far_bytes(c, i, c->size[k]);

@@ -69,7 +69,7 @@ typedef struct nn_step {
     act_kind  act;
     bool      active;            /* takes part in backward */
     bool      want[4];           /* the gradient of in[k] is wanted */
-    const nn_node  *src[4];      /* nodes of in[] */
+    const nn_node  *src[4];      /* nodes of in[], of the step alone even in a band */
     const nn_param *w[5];        /* read at every run: their x may change */
     const nn_param *norm_w[4];   /* of the folded norm */
     float     norm_eps;
@@ -117,7 +117,7 @@ enum {
     NN_ACT_ONLY = 4096,          /* fuses activations, not residuals */
     NN_GIVES_SUMS = 8192,        /* TRAIN: can sum up the rows of y while it makes them */
     NN_APPLIES_NORM = 16384,     /* TRAIN: can apply the norm before it to what it reads, see conv_prologue */
-    NN_JOINS_NORM = 65536,       /* TRAIN: its backward can complete that of the norm behind it, see conv_norm_grads */
+    NN_JOINS_NORM = 65536,       /* TRAIN: its backward can complete that of the norm behind it, see conv_joins_norm */
     NN_IN_BANDS = 32768,         /* INFER: can run with others of its kind, band by band, see conv_bands */
 };
 

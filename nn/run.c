@@ -38,11 +38,15 @@ void nn_plan_watch(nn_plan *p, int64_t *ns)
 /* The nanoseconds of steps that ran in bands, by what each of them took. */
 static void share_out(const nn_plan *p, const nn_step *s, int64_t ns)
 {
-    int64_t all = 0;
+    int64_t all = 0, given = 0;
     for (const nn_step *t = s; t; t = t->before)
         all += t->ns;
-    for (const nn_step *t = s; t; t = t->before)
-        p->spent[t - p->step] += all ? (int64_t)((double)ns * (double)t->ns / (double)all) : 0;
+    for (const nn_step *t = s->before; t && all; t = t->before) {
+        const int64_t share = (int64_t)((double)ns * (double)t->ns / (double)all);
+        p->spent[t - p->step] += share;
+        given += share;
+    }
+    p->spent[s - p->step] += ns - given;
 }
 
 static void run_step(nn_plan *p, nn_step *s, int time, void (*way)(nn_step *, const nn_run *))

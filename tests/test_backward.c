@@ -7,21 +7,26 @@
 #include "tests/test.h"
 
 /* A row of the table: a convolution, the norm in front of it (or none), the norm behind it (or none). */
-typedef struct { conv_shape s; bool before, behind, accumulate; act_kind act; } row;
+typedef struct { conv_shape s; bool before, behind, accumulate; act_kind act; bool only_weights; } row;
 
 static const row rows[] = {
-    { { 2, 16, 32, 16, 96, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, true, true, false, ACT_RELU6 },
-    { { 2, 16, 32, 16, 96, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, false, true, true, ACT_RELU6 },
-    { { 4, 32, 16, 33, 20, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, true, true, false, ACT_NONE },
-    { { 1, 64, 40, 5, 47, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, false, true, false, ACT_RELU },
-    { { 3, 11, 13, 40, 24, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, true, false, false, ACT_RELU6 },     /* pixels of no whole unit */
-    { { 2, 64, 64, 144, 144, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 144 }, true, true, false, ACT_RELU6 },
-    { { 7, 61, 59, 50, 50, 3, 3, 1, 1, 0, 2, 1, 1, 1, 1, 50 }, true, true, false, ACT_RELU },
-    { { 9, 63, 65, 120, 120, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 120 }, true, true, false, ACT_RELU6 },
-    { { 9, 64, 64, 120, 120, 3, 3, 2, 2, 0, 1, 0, 1, 1, 1, 120 }, false, true, true, ACT_NONE },
-    { { 5, 65, 64, 60, 60, 3, 2, 1, 1, 2, 2, 1, 0, 2, 1, 60 }, true, true, false, ACT_RELU6 },
-    { { 5, 70, 64, 60, 60, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 60 }, true, true, false, ACT_RELU6 },
-    { { 2, 9, 9, 24, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 24 }, true, false, false, ACT_RELU6 },      /* small */
+    { { 2, 16, 32, 16, 96, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, true, true, false, ACT_RELU6, false },
+    { { 2, 16, 32, 16, 96, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, false, true, true, ACT_RELU6, false },
+    { { 4, 32, 16, 33, 20, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, true, true, false, ACT_NONE, false },
+    { { 1, 64, 40, 5, 47, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, false, true, false, ACT_RELU, false },
+    { { 3, 11, 13, 40, 24, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, true, false, false, ACT_RELU6, false },     /* pixels of no whole unit */
+    { { 2, 64, 64, 144, 144, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 144 }, true, true, false, ACT_RELU6, false },
+    { { 7, 61, 59, 50, 50, 3, 3, 1, 1, 0, 2, 1, 1, 1, 1, 50 }, true, true, false, ACT_RELU, false },
+    { { 9, 63, 65, 120, 120, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 120 }, true, true, false, ACT_RELU6, false },
+    { { 9, 64, 64, 120, 120, 3, 3, 2, 2, 0, 1, 0, 1, 1, 1, 120 }, false, true, true, ACT_NONE, false },
+    { { 5, 65, 64, 60, 60, 3, 2, 1, 1, 2, 2, 1, 0, 2, 1, 60 }, true, true, false, ACT_RELU6, false },
+    { { 5, 70, 64, 60, 60, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 60 }, true, true, false, ACT_RELU6, false },
+    { { 2, 16, 32, 16, 96, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, false, true, false, ACT_RELU6, true },
+    { { 9, 63, 65, 120, 120, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 120 }, false, true, false, ACT_RELU6, true },
+    { { 5, 60, 60, 240, 240, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 240 }, true, true, false, ACT_RELU, false },   /* pixels that no tap reads */
+    { { 3, 96, 64, 120, 120, 3, 3, 1, 1, 0, 0, 8, 8, 8, 8, 120 }, true, true, false, ACT_RELU6, false },  /* rows beside a band that are more than its own */
+    { { 1, 16, 16, 1, 13000, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, true, false, false, ACT_RELU6, false },    /* sums so long that they want scratch */
+    { { 2, 9, 9, 24, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 24 }, true, false, false, ACT_RELU6, false },      /* small */
 };
 enum { ROWS = sizeof rows / sizeof *rows };
 
@@ -78,6 +83,11 @@ static conv_prologue before(const row *t, const net *n)
     return (conv_prologue){ st.scale, st.shift, t->act };
 }
 
+static unsigned passes_of(const row *t)
+{
+    return CONV_WEIGHT_GRAD | (t->only_weights ? 0 : CONV_DATA_GRAD) | (t->before ? CONV_PROLOGUE : 0);
+}
+
 static void *dirty(size_t bytes)
 {
     void *p = mem_new(bytes + 1, 1, NULL);
@@ -89,7 +99,7 @@ static void at_once(const row *t, net *n)
 {
     const conv_shape *s = &t->s;
     err e = { 0 };
-    conv_plan *p = conv_plan_new(s, CONV_DATA_GRAD | CONV_WEIGHT_GRAD | (t->before ? CONV_PROLOGUE : 0) | (t->behind ? CONV_NORM_GRAD : 0), &e);
+    conv_plan *p = conv_plan_new(s, passes_of(t) | (t->behind ? CONV_NORM_GRAD : 0), &e);
     CHECK_OK(p, e);
     if (!p) return;
     float *packed = dirty(conv_packed_floats(p, CONV_DATA_GRAD) * sizeof *packed), *scratch = dirty(conv_scratch_floats(p) * sizeof *scratch);
@@ -99,8 +109,8 @@ static void at_once(const row *t, net *n)
     const bn_stats st = stats_at(n->stats[1], s->o);
     const bn_grad norm = { s->o, t->act, n->y, coef };
     conv_grads g = { .x = n->x, .dy = n->dy, .pro = t->before ? &pro : NULL, .norm = t->behind ? &norm : NULL, .packed = packed,
-                     .dx = { n->dx, t->accumulate }, .dw = { n->dw, t->accumulate } };
-    conv_pack(p, CONV_DATA_GRAD, n->w, packed);
+                     .dx = { t->only_weights ? NULL : n->dx, t->accumulate }, .dw = { n->dw, t->accumulate } };
+    if (!t->only_weights) conv_pack(p, CONV_DATA_GRAD, n->w, packed);
     n->parts = t->before && !t->accumulate ? conv_grad_parts(p) : 0;
     if (n->parts) g.sums = (grad_sums){ n->stats[0], n->part = dirty((size_t)(n->parts * 2 * s->c) * sizeof *n->part) };
     if (t->behind)
@@ -118,19 +128,19 @@ static void one_after_the_other(const row *t, net *n)
 {
     const conv_shape *s = &t->s;
     err e = { 0 };
-    conv_plan *p = conv_plan_new(s, CONV_DATA_GRAD | CONV_WEIGHT_GRAD | (t->before ? CONV_PROLOGUE : 0), &e);
+    conv_plan *p = conv_plan_new(s, passes_of(t), &e);
     CHECK_OK(p, e);
     if (!p) return;
     float *packed = dirty(conv_packed_floats(p, CONV_DATA_GRAD) * sizeof *packed), *scratch = dirty(conv_scratch_floats(p) * sizeof *scratch);
     void *sums = dirty(bn_scratch_bytes((int64_t)n->ny / s->o, s->o));
     const conv_prologue pro = before(t, n);
     const bn_stats st = stats_at(n->stats[1], s->o);
-    conv_pack(p, CONV_DATA_GRAD, n->w, packed);
+    if (!t->only_weights) conv_pack(p, CONV_DATA_GRAD, n->w, packed);
     if (t->behind)
         bn_backward((int64_t)n->ny / s->o, s->o, n->y, NULL, n->dy, NULL, n->gamma + s->c, &st, t->act, (grad_out){ n->dy, false },
                     (grad_out){ NULL, false }, (grad_out){ n->dgamma, t->accumulate }, (grad_out){ n->dbeta, t->accumulate }, sums);
     conv_weight_grad(p, n->x, t->before ? &pro : NULL, n->dy, t->accumulate, n->dw, scratch);
-    conv_data_grad(p, n->dy, packed, t->accumulate, n->dx, scratch);
+    if (!t->only_weights) conv_data_grad(p, n->dy, packed, t->accumulate, n->dx, scratch);
     mem_free(packed);
     mem_free(scratch);
     mem_free(sums);

@@ -23,24 +23,24 @@ static float *noise(rng *r, size_t n)
 
 static size_t out_floats(const conv_shape *s) { return (size_t)s->n * (size_t)conv_out_h(s) * (size_t)conv_out_w(s) * (size_t)s->o; }
 
-/* Dense 1×1 and depthwise kernels in turn, of random size, stride and padding. */
+/* Dense 1×1 and depthwise kernels, of random size, stride, padding and dilation. */
 static void chain_new(chain *k, rng *r)
 {
     *k = (chain){ .n = 2 + (int)rng_below(r, LINKS - 1) };
     int n = 1 + (int)rng_below(r, 3), h = 7 + (int)rng_below(r, 20), w = 5 + (int)rng_below(r, 20), c = 1 + (int)rng_below(r, 40);
-    bool depthwise = rng_below(r, 2) && c > 1;
     for (int i = 0; i < k->n; i++) {
         conv_shape *s = &k->s[i];
+        const bool depthwise = rng_below(r, 2) && c > 1;
         *s = (conv_shape){ .n = n, .h = h, .w = w, .c = c, .o = depthwise ? c : 2 + (int)rng_below(r, 40), .kh = 1, .kw = 1,
                            .sh = 1, .sw = 1, .dh = 1, .dw = 1, .groups = depthwise ? c : 1 };
         if (depthwise) {
-            s->kh = s->kw = 1 + 2 * (int)rng_below(r, 3);
-            s->sh = s->sw = 1 + (int)rng_below(r, 2);
-            s->pt = (int)rng_below(r, (uint32_t)s->kh), s->pb = s->pl = s->pr = s->kh / 2;
-            if (h + s->pt + s->pb < s->kh || w + s->pl + s->pr < s->kw) s->kh = s->kw = 1, s->pt = s->pb = s->pl = s->pr = 0;
+            s->kh = 1 + (int)rng_below(r, 7), s->kw = 1 + (int)rng_below(r, 5);
+            s->sh = 1 + (int)rng_below(r, 3), s->sw = 1 + (int)rng_below(r, 2);
+            s->dw = 1 + (int)rng_below(r, 2);
+            s->pt = (int)rng_below(r, (uint32_t)s->kh), s->pb = (int)rng_below(r, (uint32_t)s->kh), s->pl = s->pr = s->kw / 2;
+            if (!conv_shape_check(s, NULL)) s->kh = s->kw = 1, s->pt = s->pb = s->pl = s->pr = 0;
         }
         h = conv_out_h(s), w = conv_out_w(s), c = s->o;
-        depthwise = !depthwise;
         k->act[i] = (act_kind)rng_below(r, ACT_COUNT);
     }
     size_t scratch = 0;
@@ -110,6 +110,10 @@ static void bits_are_the_same(int threads)
             int64_t ns[LINKS] = { 0 }, sum = 0;
             memset(scratch, 0xff, conv_bands_scratch_floats(b) * sizeof *scratch);      /* NaN */
             memset(y, 0xff, bytes);
+            if (residual && rows % 2) {                  /* in y's own memory */
+                memcpy(y, k.residual, bytes);
+                link[k.n - 1].ep.residual = y;
+            } else if (residual) link[k.n - 1].ep.residual = k.residual;
             conv_bands_forward(b, k.value[0], link, y, scratch, trial % 3 ? NULL : ns);
             CHECK(!memcmp(y, k.value[k.n], bytes));
             for (int i = 0; i < k.n; i++) sum += ns[i];
@@ -137,6 +141,40 @@ static void only_large_maps_between_dense_1x1_and_depthwise_kernels_win(void)
     CHECK(!conv_bands_win(s, 2));
 }
 
+static void bands_do_not_win_where_threads_or_weights_lose(void)
+{
+    const int64_t floats = (int64_t)core_l2_bytes() / 4;
+    err e = { 0 };
+    core_stop();
+    CHECK_OK(core_init(&(core_options){ .threads = 2, .isa = test_isa() }, &e), e);
+    conv_shape s[CONV_BANDS_MAX + 1];
+    for (int i = 0; i <= CONV_BANDS_MAX; i++)
+        s[i] = (conv_shape){ 1, 64, (int)(floats / 64 / 16), 16, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 16 };
+    CHECK(conv_bands_win(s, 2));
+    CHECK(!conv_bands_win(s, CONV_BANDS_MAX + 1));
+    s[0].h = s[1].h = 3, s[0].w = s[1].w = (int)(floats / 3 / 16 / 2);
+    CHECK(!conv_bands_win(s, 2));                        /* three rows are one piece: the second thread would wait */
+    for (int i = 0; i < 2; i++)
+        s[i] = (conv_shape){ 4, 20, 20, 16, 16, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 };
+    s[0].o = s[1].c = (int)(floats / 20 / 20 / 3);
+    CHECK(conv_bands_win(s, 2));
+    s[0].c = s[1].o = (int)(floats / 2 / s[1].c + 1);    /* weights that leave no room */
+    CHECK(!conv_bands_win(s, 2));
+}
+
+static void pieces_do_not_make_many_rows_twice(void)
+{
+    const int64_t floats = (int64_t)core_l2_bytes() / 4;
+    const conv_shape s[2] = { { 1, 14, (int)(floats / 14 / 16 / 2), 16, 16, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },
+                              { 1, 14, (int)(floats / 14 / 16 / 2), 16, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 16 } };
+    for (int threads = 1; threads <= 8; threads += 7) {
+        err e = { 0 };
+        core_stop();
+        CHECK_OK(core_init(&(core_options){ .threads = threads, .isa = test_isa() }, &e), e);
+        CHECK(conv_bands_win(s, 2) == (threads == 1));
+    }
+}
+
 static void running_out_of_memory_is_said_and_leaks_nothing(void)
 {
     const conv_shape s[2] = { { 1, 12, 12, 4, 8, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, { 1, 12, 12, 8, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 8 } };
@@ -159,6 +197,8 @@ int main(void)
     RUN(bands_are_one_after_the_other_on_one_thread);
     RUN(bands_are_one_after_the_other_on_three_threads);
     RUN(only_large_maps_between_dense_1x1_and_depthwise_kernels_win);
+    RUN(bands_do_not_win_where_threads_or_weights_lose);
+    RUN(pieces_do_not_make_many_rows_twice);
     RUN(running_out_of_memory_is_said_and_leaks_nothing);
     core_stop();
     END();

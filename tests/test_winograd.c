@@ -41,12 +41,13 @@ static const sample samples[] = {
     { SHAPE(2, 14, 14, 160, 96, 1, 1, 1, 1, 1), true, false, ACT_SILU },
     { SHAPE(1, 7, 7, 512, 64, 1, 1, 1, 1, 1), true, false, ACT_NONE },
     { SHAPE(2, 9, 13, 17, 33, 0, 0, 0, 0, 1), true, true, ACT_SILU },        /* odd everything */
-    { SHAPE(1, 3, 3, 20, 40, 0, 0, 0, 0, 1), false, true, ACT_NONE },        /* one output */
+    { SHAPE(1, 3, 4, 20, 40, 0, 0, 0, 0, 1), false, true, ACT_NONE },        /* two outputs */
     { SHAPE(2, 5, 6, 24, 31, 2, 0, 1, 3, 1), true, false, ACT_RELU },        /* uneven padding */
     { SHAPE(1, 2, 3, 16, 48, 9, 8, 7, 9, 1), true, true, ACT_NONE },         /* wider than the image */
     { SHAPE(2, 11, 10, 48, 72, 1, 1, 1, 1, 3), true, true, ACT_RELU },       /* groups */
     { SHAPE(1, 6, 7, 6, 10, 1, 1, 1, 1, 2), false, false, ACT_NONE },
     { SHAPE(7, 12, 5, 40, 70, 1, 0, 0, 1, 1), true, true, ACT_RELU },
+    { SHAPE(1, 58, 60, 17, 70, 1, 1, 1, 1, 1), false, false, ACT_NONE },     /* units of the weight gradient, two of them uneven */
 };
 enum { SAMPLES = sizeof samples / sizeof *samples };
 
@@ -89,7 +90,7 @@ static float *computed(const sample *t, const float *x, const float *w, const fl
     for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
     for (size_t i = 0; i < ny; i++) y[i] = t->residual ? residual[i] : NAN;
     conv_pack(p, CONV_FORWARD, w, packed);
-    conv_epilogue ep = { t->bias ? bias : NULL, t->residual ? y : NULL, t->act, NULL, NULL };
+    conv_epilogue ep = { t->bias ? bias : NULL, t->residual ? y : NULL, t->act, NULL };
     conv_forward(p, x, NULL, packed, &ep, y, scratch);
     *road = conv_plan_road(p);
     mem_free(packed);
@@ -152,13 +153,30 @@ static double back_error(const conv_shape *s, const float *w, const char *road)
     return error / scale;
 }
 
+/* Added to what is there, or not. */
+static float *weight_gradient(const conv_shape *s, const float *x, const float *dy, bool accumulate, const char **road)
+{
+    err e = { 0 };
+    conv_plan *p = conv_plan_new(s, CONV_WEIGHT_GRAD, &e);
+    CHECK_OK(p, e);
+    if (!p) return NULL;
+    size_t ns = conv_scratch_floats(p);
+    float *scratch = mem_new(ns, sizeof *scratch, NULL), *dw = noise(count_w(s), 99);
+    for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
+    for (size_t i = 0; !accumulate && i < count_w(s); i++) dw[i] = NAN;
+    conv_weight_grad(p, x, NULL, dy, accumulate, dw, scratch);
+    *road = conv_plan_road(p);
+    mem_free(scratch);
+    conv_plan_free(p);
+    return dw;
+}
+
 /* The same of the weight gradient; the largest value is of sums over all pixels. */
 static double weight_error(const conv_shape *s, const float *x, const char *road)
 {
-    err e = { 0 };
     int OH = conv_out_h(s), OW = conv_out_w(s);
     size_t nw = count_w(s), ny = count_y(s);
-    float *dy = noise(ny, 98), *dw = noise(nw, 99), *old = noise(nw, 99);
+    float *dy = noise(ny, 98), *old = noise(nw, 99);
     double *want = mem_new(nw, sizeof *want, NULL), error = 0, scale = 1;
     for (size_t i = 0; i < ny; i++) {
         int o = (int)(i % (size_t)s->o), q = (int)(i / (size_t)s->o), ow = q % OW, oh = q / OW % OH, n = q / OW / OH;
@@ -169,23 +187,19 @@ static double weight_error(const conv_shape *s, const float *x, const char *road
                 want[(o * s->c + c) * 9 + t] += (double)dy[i] * (double)x[((n * s->h + h) * s->w + v) * s->c + c];
         }
     }
-    conv_plan *p = conv_plan_new(s, CONV_WEIGHT_GRAD, &e);
-    CHECK_OK(p, e);
-    CHECK_TEXT(conv_plan_road(p), road);
-    size_t ns = conv_scratch_floats(p);
-    float *scratch = mem_new(ns, sizeof *scratch, NULL);
     for (int accumulate = 1; accumulate >= 0; accumulate--) {
-        for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
-        conv_weight_grad(p, x, NULL, dy, accumulate, dw, scratch);
+        const char *taken;
+        float *dw = weight_gradient(s, x, dy, accumulate, &taken);
+        CHECK_TEXT(taken, road);
         for (size_t i = 0; i < nw; i++) {
             double right = want[i] + (accumulate ? (double)old[i] : 0);
             scale = fmax(scale, fabs(right));
             error = fmax(error, isnan(dw[i]) ? (double)INFINITY : fabs((double)dw[i] - right));
         }
+        mem_free(dw);
     }
-    void *all[] = { dy, dw, old, want, scratch };
-    for (int i = 0; i < 5; i++) mem_free(all[i]);
-    conv_plan_free(p);
+    void *all[] = { dy, old, want };
+    for (int i = 0; i < 3; i++) mem_free(all[i]);
     return error / scale;
 }
 
@@ -243,8 +257,13 @@ static bool same_on(const char *road, bool exact, int threads, const char *other
         float *z = computed(t, a.x, a.w, a.bias, a.residual, &second);
         same &= !memcmp(y, z, count_y(&t->s) * sizeof *y);
         *roads_differ |= strcmp(first, second) != 0;
-        mem_free(y);
-        mem_free(z);
+        float *dy = noise(count_y(&t->s), 98), *w2 = t->s.groups == 1 ? weight_gradient(&t->s, a.x, dy, false, &second) : NULL;
+        CHECK(start(NULL, road, threads, exact));
+        float *w1 = w2 ? weight_gradient(&t->s, a.x, dy, false, &first) : NULL;
+        same &= !w1 || !memcmp(w1, w2, count_w(&t->s) * sizeof *w1);
+        *roads_differ |= strcmp(first, second) != 0;
+        void *all[] = { y, z, dy, w1, w2 };
+        for (int k = 0; k < 5; k++) mem_free(all[k]);
         arrays_free(&a);
     }
     return same;
@@ -272,6 +291,10 @@ static void exact_leaves_no_winograd(void)
         CHECK(start(NULL, NULL, 2, true));
         float *y = computed(&samples[i], a.x, a.w, a.bias, a.residual, &road);
         CHECK_TEXT(road, "direct");
+        float *dy = noise(count_y(&samples[i].s), 98), *dw = weight_gradient(&samples[i].s, a.x, dy, false, &road);
+        CHECK_TEXT(road, "direct");
+        mem_free(dy);
+        mem_free(dw);
         mem_free(y);
         arrays_free(&a);
     }
@@ -310,6 +333,25 @@ static void what_is_not_finite_stays_visible(void)
             }
 }
 
+/* … in all taps of the weights that meet it, and in no other channel's. */
+static void what_is_not_finite_reaches_the_weights(void)
+{
+    const conv_shape s = SHAPE(2, 13, 13, 20, 20, 1, 1, 1, 1, 1);
+    for (int m = 2; m <= 4; m += 2)
+        for (int at = 1; at < 12; at++) {
+            const char *road;
+            CHECK(start(NULL, m == 2 ? "winograd2" : "winograd4", 1, false));
+            float *x = noise(count_x(&s), 5), *dy = noise(count_y(&s), 6);
+            x[(at * 13 + at) * 20 + 7] = NAN;
+            float *dw = weight_gradient(&s, x, dy, false, &road);
+            CHECK_TEXT(road, m == 2 ? "winograd2" : "winograd4");
+            for (int i = 0; i < 20 * 20 * 9; i++) CHECK(isnan(dw[i]) == (i / 9 % 20 == 7));
+            mem_free(x);
+            mem_free(dy);
+            mem_free(dw);
+        }
+}
+
 static void a_nan_survives_the_activation(void)
 {
     for (int act = ACT_NONE; act < ACT_COUNT; act++) {
@@ -336,6 +378,7 @@ int main(void)
     RUN(threads_do_not_change_a_bit);
     RUN(exact_leaves_no_winograd);
     RUN(what_is_not_finite_stays_visible);
+    RUN(what_is_not_finite_reaches_the_weights);
     RUN(a_nan_survives_the_activation);
     core_stop();
     END();

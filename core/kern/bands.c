@@ -8,6 +8,7 @@
  *
  * What each link does for each band is settled when the plan is made: a list of moves. Every output is
  * summed in the order of the link's own plan, so the bits are the same. */
+#include <assert.h>
 #include <string.h>
 
 #include "core/kern/conv.h"
@@ -23,8 +24,8 @@ struct conv_bands {
     int n;
     int pieces;                  /* of an image: rows that one task takes, band after band */
     int rows;                    /* of a band, in the last link's output */
-    kind *kind; int n_kind, cap_kind;
-    move *move; int n_move, cap_move;
+    kind *kind; int n_kind;
+    move *move; int n_move;
     int *first;                  /* moves of piece i: first[i] … first[i+1]-1 */
     int64_t buffer[CONV_BANDS_MAX + 1];       /* of level k, what link k reads: floats from a worker's scratch; [n]: all */
     int64_t most[CONV_BANDS_MAX];             /* floats that level k holds at once */
@@ -51,31 +52,74 @@ static void find_spans(const conv_bands *b, span out, span *level)
     for (int k = b->n - 1; k >= 0; k--) level[k] = reads(&b->s[k], level[k + 1]);
 }
 
+/* … of a link's input, at most, for so many of its output. */
+static int64_t rows_read(const conv_shape *s, int64_t rows) { return kern_min(s->h, (rows - 1) * s->sh + (s->kh - 1) * s->dh + 1); }
+
 /* Floats of the levels between, while bands of so many rows go through. */
 static int64_t room_for(const conv_bands *b, int rows)
 {
     int64_t sum = 0, need = rows;
     for (int k = b->n - 1; k > 0; k--) {
         const conv_shape *s = &b->s[k];
-        need = kern_min(s->h, (need - 1) * s->sh + (s->kh - 1) * s->dh + 1);
+        need = rows_read(s, need);
         sum += need * row_in(s);
     }
     return sum;
 }
 
-/* ---- which convolutions ------------------------------------------------------------------------- */
+/* ---- how they are cut, and whether that wins ------------------------------------------------------ */
 
-/* A map of more than a quarter of the second-level cache is worth bands; their rows may fill half of it. */
-static int64_t near_floats(void) { return (int64_t)(core_l2_bytes() / sizeof(float) / 4); }
-static int64_t band_floats(void) { return 2 * near_floats(); }
+/* A map of more than a quarter of the second-level cache is worth bands; their rows may fill half of it, with the
+ * weights, which every band reads again, three quarters. */
+static int64_t cache_floats(void) { return (int64_t)(core_l2_bytes() / sizeof(float)); }
 
 enum { LEAST_ROWS = 2, TALLEST = 7 };
 
-/* Dense 1×1 kernels and small depthwise ones: never Winograd's, and with no border along the rows to copy. */
+static bool has_room(const conv_bands *b, int rows)
+{
+    int64_t weights = 0;
+    for (int k = 0; k < b->n; k++) weights += (int64_t)b->s[k].o * (b->s[k].c / b->s[k].groups) * b->s[k].kh * b->s[k].kw;
+    return 2 * room_for(b, rows) <= cache_floats() && 4 * (room_for(b, rows) + weights) <= 3 * cache_floats();
+}
+
+/* Do so many tasks leave threads with nothing to do for more than an eighth of the time? */
+static bool uneven(int64_t tasks)
+{
+    const int64_t places = kern_div_up(tasks, par_threads()) * par_threads();
+    return 8 * (places - tasks) > places;
+}
+
+/* As few pieces as keep the threads busy, for what they share is computed twice; bands as high as the cache
+ * allows, of about equal size. Returns the rows of a piece. */
+static int cut(conv_bands *b, int most)
+{
+    const conv_shape *end = &b->s[b->n - 1];
+    const int all = conv_out_h(end);
+    for (b->pieces = 1; uneven((int64_t)b->pieces * end->n) && b->pieces * LEAST_ROWS < all;) b->pieces++;
+    const int rows = (int)kern_div_up(all, b->pieces);
+    b->pieces = (int)kern_div_up(all, rows);
+    if (!most) for (most = LEAST_ROWS; most < rows && has_room(b, most + 1);) most++;
+    b->rows = (int)kern_div_up(rows, kern_div_up(rows, most));
+    return rows;
+}
+
+/* Where pieces of `rows` meet, rows are made twice: of any level more than a quarter? */
+static bool repeats(const conv_bands *b, int rows)
+{
+    int64_t need = rows;
+    for (int k = b->n - 1; k > 0; k--) {
+        need = rows_read(&b->s[k], need);
+        if (4 * need * b->pieces > 5 * (int64_t)b->s[k].h) return true;
+    }
+    return false;
+}
+
+/* Dense 1×1 kernels and small depthwise ones: never Winograd's, with no border along the rows to copy, and sums
+ * too short to want scratch. */
 static bool fits(const conv_shape *s)
 {
-    const bool one = s->groups == 1 && s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr;
-    const bool depthwise = s->groups > 1 && s->groups == s->c && s->groups == s->o && s->kh <= TALLEST && s->dh == 1;
+    const bool one = s->groups == 1 && is_one(s) && !tile_is_long(s->c);
+    const bool depthwise = is_depthwise(s) && s->kh <= TALLEST && s->dh == 1;
     return (one || depthwise) && s->pt < s->kh && s->pb < s->kh;
 }
 
@@ -85,26 +129,15 @@ bool conv_bands_win(const conv_shape *s, int n)
     if (n < 2 || n > CONV_BANDS_MAX || strcmp(conv_road(), "direct")) return false;
     for (int k = 0; k < n; k++) {
         if (!fits(&s[k])) return false;
-        if (k && s[k].h * row_in(&s[k]) <= near_floats()) return false;
+        if (k && 4 * s[k].h * row_in(&s[k]) <= cache_floats()) return false;
         b.s[k] = s[k];
     }
-    return room_for(&b, LEAST_ROWS) <= band_floats();
+    if (!has_room(&b, LEAST_ROWS)) return false;
+    const int rows = cut(&b, 0);
+    return !uneven((int64_t)b.pieces * s->n) && !repeats(&b, rows);
 }
 
 /* ---- planning ----------------------------------------------------------------------------------- */
-
-static bool grow(void **array, int n, int *cap, size_t size, err *e)
-{
-    if (n < *cap) return true;
-    const int more = 2 * *cap + 8;
-    void *grown = mem_new((size_t)more, size, e);
-    if (!grown) return false;
-    if (n) memcpy(grown, *array, (size_t)n * size);
-    mem_free(*array);
-    *array = grown;
-    *cap = more;
-    return true;
-}
 
 /* The plan of a link that reads rows `in` for rows `out`. */
 static const conv_plan *plan_for(conv_bands *b, int link, span in, span out, err *e)
@@ -115,7 +148,6 @@ static const conv_plan *plan_for(conv_bands *b, int link, span in, span out, err
     s.n = 1, s.h = in.end - in.first, s.pt = above, s.pb = below;
     for (const kind *k = b->kind; k < b->kind + b->n_kind; k++)
         if (k->link == link && k->h == s.h && k->pt == above && k->pb == below) return k->plan;
-    if (!grow((void **)&b->kind, b->n_kind, &b->cap_kind, sizeof *b->kind, e)) return NULL;
     conv_plan *p = conv_plan_new(&s, CONV_FORWARD, e);
     if (p) b->kind[b->n_kind++] = (kind){ link, s.h, above, below, p };
     return p;
@@ -130,7 +162,7 @@ static bool add_move(conv_bands *b, int k, const span *level, span *have, err *e
     const bool more = out.first < out.end;
     const span in = more ? reads(&b->s[k], out) : level[k];
     const conv_plan *plan = more ? plan_for(b, k, in, out, e) : NULL;
-    if ((more && !plan) || !grow((void **)&b->move, b->n_move, &b->cap_move, sizeof *b->move, e)) return false;
+    if (more && !plan) return false;
     b->move[b->n_move++] = (move){
         .link = k, .plan = plan,
         .kept_at = last ? 0 : (kept.first - have[k + 1].first) * row_out(&b->s[k]),
@@ -153,31 +185,14 @@ static bool add_piece(conv_bands *b, span out, err *e)
     return true;
 }
 
-/* Do so many tasks leave threads with nothing to do for more than an eighth of the time? */
-static bool uneven(int64_t tasks)
-{
-    const int64_t places = kern_div_up(tasks, par_threads()) * par_threads();
-    return 8 * (places - tasks) > places;
-}
-
-/* As few pieces as keep the threads busy, for what they share is computed twice; bands as high as the cache
- * allows, of about equal size. */
-static void cut(conv_bands *b, int most)
-{
-    const conv_shape *end = &b->s[b->n - 1];
-    const int all = conv_out_h(end);
-    for (b->pieces = 1; uneven((int64_t)b->pieces * end->n) && b->pieces * LEAST_ROWS < all;) b->pieces++;
-    const int64_t rows = kern_div_up(all, b->pieces);
-    b->pieces = (int)kern_div_up(all, rows);
-    if (!most) for (most = LEAST_ROWS; most < rows && room_for(b, most + 1) <= band_floats();) most++;
-    b->rows = (int)kern_div_up(rows, kern_div_up(rows, most));
-}
-
 static bool fill(conv_bands *b, err *e)
 {
     const int all = conv_out_h(&b->s[b->n - 1]), rows = (int)kern_div_up(all, b->pieces);
+    const size_t most = (size_t)(b->pieces * kern_div_up(rows, b->rows) * b->n);        /* moves, and kinds */
     b->first = mem_new((size_t)b->pieces + 1, sizeof *b->first, e);
-    if (!b->first) return false;
+    b->move = mem_new(most, sizeof *b->move, e);
+    b->kind = mem_new(most, sizeof *b->kind, e);
+    if (!b->first || !b->move || !b->kind) return false;
     for (int i = 0; i < b->pieces; i++) {
         if (!add_piece(b, (span){ i * rows, (int)kern_min(all, (i + 1) * rows) }, e)) return false;
         b->first[i + 1] = b->n_move;
@@ -196,6 +211,8 @@ static bool fill(conv_bands *b, err *e)
 
 conv_bands *conv_bands_new(const conv_shape *s, int n, int rows, err *e)
 {
+    assert(n >= 2 && n <= CONV_BANDS_MAX);
+    for (int k = 0; k < n; k++) assert(fits(&s[k]) && (!k || (s[k].h == conv_out_h(&s[k - 1]) && row_in(&s[k]) == row_out(&s[k - 1]))));
     conv_bands *b = mem_new(1, sizeof *b, e);
     if (!b) return NULL;
     memcpy(b->s, s, (size_t)n * sizeof *s);

@@ -5,8 +5,8 @@
  * for every pixel up to where the pixel starts; the packed weights hold NV*LANES out-channels for
  * each step. A long sum may come in parts: accumulators rest in memory between them.
  *
- * Weight gradient: MR in-channels × NV vectors of out-channels of one tap; the sum runs over
- * images, lines and pixels. */
+ * Weight gradient: MR in-channels (of a tap, or of a row of taps) × NV vectors of out-channels; the sum runs
+ * over images, lines and pixels. */
 
 INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t c, const float *w,
                       vf acc[][2])

@@ -1,4 +1,5 @@
 /* Convolution: shapes, and the roads a plan may take. */
+#include <assert.h>
 #include <string.h>
 
 #include "core/kern/conv.h"
@@ -74,14 +75,8 @@ static int wino_for(const conv_shape *s, conv_pass pass)
 {
     const char *road = conv_road();
     if (conv_exact() || !wino_can(s, pass)) return 0;
-    return !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_choose(s, pass);
-}
-
-static int wino_for_weights(const conv_shape *s)
-{
-    const char *road = conv_road();
-    if (conv_exact() || !wino_wgrad_can(s)) return 0;
-    return !strcmp(road, "winograd2") ? 2 : !strcmp(road, "winograd4") ? 4 : wino_wgrad_choose(s);
+    if (!strncmp(road, "winograd", 8)) return road[8] - '0';
+    return pass == CONV_WEIGHT_GRAD ? wino_wgrad_choose(s) : wino_choose(s, pass);
 }
 
 static bool set_new(gather_set *set, conv_plan *p, const conv_shape *s, conv_pass pass, err *e)
@@ -122,11 +117,12 @@ static void set_pack(const gather_set *set, const float *w, float *packed)
 }
 
 static void set_run(const gather_set *set, const float *x, const conv_prologue *pro, const float *packed,
-                    const conv_epilogue *ep, float *y, float *scratch)
+                    const conv_epilogue *ep, const grad_moments *moments, float *y, float *scratch)
 {
+    assert(!moments || set->tile);
     if (set->wino) wino_run(set->wino, x, packed, ep, y, scratch);
     else if (set->dw) dw_run(set->dw, set->n, x, pro, packed, ep, y);
-    else tile_run(set->tile, set->n, x, pro, packed, ep, y, scratch);
+    else tile_run(set->tile, set->n, x, pro, packed, ep, moments, y, scratch);
 }
 
 static size_t set_scratch(const gather_set *set)
@@ -148,7 +144,8 @@ static bool roads_new(conv_plan *p, unsigned passes, err *e)
     if ((passes & CONV_FORWARD || (dw && passes & CONV_WEIGHT_GRAD)) && !set_new(&p->forward, p, &p->s, CONV_FORWARD, e)) return false;
     if (passes & CONV_DATA_GRAD && !set_new(&p->back, p, &p->s, CONV_DATA_GRAD, e)) return false;
     if (p->joins && !dw && passes & CONV_DATA_GRAD && !set_new(&p->unit, p, &unit, CONV_DATA_GRAD, e)) return false;
-    p->wino_M = passes & CONV_WEIGHT_GRAD && p->road == DIRECT && !p->prologue ? wino_for_weights(&p->s) : 0;
+    assert(!p->unit.tile || !set_scratch(&p->unit));     /* wgrad_joins has seen to it */
+    p->wino_M = passes & CONV_WEIGHT_GRAD && p->road == DIRECT ? wino_for(&p->s, CONV_WEIGHT_GRAD) : 0;
     if (p->wino_M) return (p->wino = wino_wgrad_plan_new(&p->s, p->wino_M, e));
     return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, p->joins, e));
 }
@@ -158,16 +155,15 @@ static road_kind road_for(const conv_shape *s)
     const char *road = conv_road();
     if (!strcmp(road, "reference")) return REFERENCE;
     if (!strcmp(road, "im2col")) return IM2COL;
-    return s->groups > 1 && s->groups == s->c && s->groups == s->o ? DEPTHWISE : DIRECT;
+    return is_depthwise(s) ? DEPTHWISE : DIRECT;
 }
 
 /* Dense 1×1 kernels see each value of a unit many times and prepare it once; of depthwise kernels the small
  * ones are as fast as memory anyway. */
 bool conv_has_prologue(const conv_shape *s)
 {
-    const bool one = s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr;
     const road_kind road = road_for(s);
-    return (road == DIRECT && !full_can(s) && one && s->groups == 1 && (int64_t)s->n * s->h * s->w <= INT32_MAX)
+    return (road == DIRECT && !full_can(s) && is_one(s) && s->groups == 1 && (int64_t)s->n * s->h * s->w <= INT32_MAX)
         || (road == DEPTHWISE && s->kh * s->kw <= 9);
 }
 
@@ -260,7 +256,7 @@ void conv_forward(const conv_plan *p, const float *x, const conv_prologue *pro, 
     if (p->road == REFERENCE) ref_conv_forward(&p->s, x, packed, ep, y);
     else if (p->road == IM2COL) im2col_forward(p->im2col, x, packed, ep, y, scratch);
     else if (p->road == FULL) full_forward(p->full, x, packed, ep, y, scratch);
-    else set_run(&p->forward, x, pro, packed, ep, y, scratch);
+    else set_run(&p->forward, x, pro, packed, ep, NULL, y, scratch);
 }
 
 void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bool accumulate,
@@ -270,7 +266,7 @@ void conv_data_grad(const conv_plan *p, const float *dy, const float *packed, bo
     if (p->road == IM2COL) { im2col_data_grad(p->im2col, dy, packed, accumulate, dx, scratch); return; }
     if (p->road == FULL) { full_data_grad(p->full, dy, packed, (grad_out){ dx, accumulate }, scratch); return; }
     conv_epilogue ep = { .residual = accumulate ? dx : NULL, .act = ACT_NONE };
-    set_run(&p->back, dy, NULL, packed, &ep, dx, scratch);
+    set_run(&p->back, dy, NULL, packed, &ep, NULL, dx, scratch);
 }
 
 void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *pro, const float *dy,
@@ -292,7 +288,7 @@ int64_t conv_grad_parts(const conv_plan *p)
 
 typedef struct { const conv_plan *p; const conv_grads *g; const grad_moments *moments; } unit_job;
 
-/* On the thread that has just made dy. Units of 1×1 kernels want no scratch. */
+/* On the thread that has just made dy. */
 static void unit_data_grad(void *ctx, int block, bool first, int64_t pixel, const float *dy)
 {
     const unit_job *j = ctx;
@@ -301,7 +297,7 @@ static void unit_data_grad(void *ctx, int block, bool first, int64_t pixel, cons
     if (!g->dx.p) return;
     float *dx = g->dx.p + pixel * c;
     const conv_epilogue ep = { .residual = g->dx.accumulate ? dx : NULL, .act = ACT_NONE };
-    set_run(&j->p->unit, dy, NULL, g->packed, &ep, dx, NULL);
+    set_run(&j->p->unit, dy, NULL, g->packed, &ep, NULL, dx, NULL);
     if (!j->moments) return;
     if (first) grad_moments_open(j->moments, block, 0, c);
     grad_moments_add(j->moments, block, 0, c, WGRAD_UNIT, pixel * c, c, dx);
@@ -311,6 +307,7 @@ void conv_backward(const conv_plan *p, const conv_grads *g, float *scratch)
 {
     const grad_moments own = { g->pro ? *g->pro : (conv_prologue){ 0 }, g->x, g->sums.mean, g->sums.part, p->s.c };
     const grad_moments *moments = g->sums.part ? &own : NULL;
+    assert(!moments || !g->dx.accumulate);
     if (g->norm && p->road == DEPTHWISE) {
         dw_join_run(*p->forward.dw, p->back.dw, g->dx.p ? p->back.n : 0, g, moments, scratch);
         return;
@@ -323,6 +320,6 @@ void conv_backward(const conv_plan *p, const conv_grads *g, float *scratch)
     conv_weight_grad(p, g->x, g->pro, g->dy, g->dw.accumulate, g->dw.p, scratch);
     if (!g->dx.p) return;
     if (!moments) { conv_data_grad(p, g->dy, g->packed, g->dx.accumulate, g->dx.p, scratch); return; }
-    const conv_epilogue ep = { .act = ACT_NONE, .moments = moments };
-    set_run(&p->back, g->dy, NULL, g->packed, &ep, g->dx.p, scratch);
+    assert(!p->joins);
+    set_run(&p->back, g->dy, NULL, g->packed, &(conv_epilogue){ .act = ACT_NONE }, moments, g->dx.p, scratch);
 }

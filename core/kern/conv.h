@@ -2,7 +2,7 @@
  *
  * A road is a plan with the four things done with it. conv.c picks one per shape; each file makes
  * its own kind of plan: conv_tile.c (forward and data gradient on the register tile) together with
- * conv_wgrad.c, winograd.c, depthwise.c, im2col.c, and the loops of kern_ref.c. */
+ * conv_wgrad.c, winograd.c and winograd_wgrad.c, depthwise.c, full.c, im2col.c, and the loops of kern_ref.c. */
 #ifndef LM_CONV_H
 #define LM_CONV_H
 
@@ -33,6 +33,14 @@ int64_t gather_weight(const gather *g, const conv_shape *s, int group, int o, in
 /* First and last+1 tap that is inside [0,size) for some q in [q0,q1]. */
 void taps_live(const int *offset, int taps, int q0, int q1, int stride, int size, int *t0, int *t1);
 
+/* 1×1, every pixel by itself. */
+static inline bool is_one(const conv_shape *s)
+{
+    return s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr;
+}
+
+static inline bool is_depthwise(const conv_shape *s) { return s->groups > 1 && s->groups == s->c && s->groups == s->o; }
+
 /* ---- roads ------------------------------------------------------------------------------------ */
 
 /* Work is cut until there are about this many pieces, if each is then worth PIECE_MACS. */
@@ -55,14 +63,16 @@ void   tile_plan_free(tile_plan *p);
 size_t tile_packed_floats(const tile_plan *p);
 void   tile_pack(const tile_plan *p, const float *w_oihw, float *packed);
 size_t tile_scratch_floats(const tile_plan *p);
-int64_t tile_parts(const tile_plan *p);                 /* of ep->part, forward */
+int64_t tile_parts(const tile_plan *p);                 /* of ep->part, forward; of moments */
+bool   tile_is_long(int64_t steps);                     /* sums of so many products, which take scratch */
+/* moments: of what is put out, the data gradient, or NULL. */
 void   tile_run(tile_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
-                const conv_epilogue *ep, float *y, float *scratch);
+                const conv_epilogue *ep, const grad_moments *moments, float *y, float *scratch);
 
 /* Forward or data gradient of 3×3 kernels, stride 1, as F(M×M,3×3). */
 typedef struct wino_plan wino_plan;
 bool   wino_can(const conv_shape *s, conv_pass pass);
-int    wino_choose(const conv_shape *s, conv_pass pass);  /* M = 4, 2, or 0: the direct road is faster */
+int    wino_choose(const conv_shape *s, conv_pass pass);  /* M = 4, 2, or 0: the direct road is faster. Not the weight gradient */
 wino_plan *wino_plan_new(const conv_shape *s, conv_pass pass, int M, err *e);
 void   wino_plan_free(wino_plan *p);
 size_t wino_packed_floats(const wino_plan *p);
@@ -73,9 +83,16 @@ void   wino_run(const wino_plan *p, const float *x, const float *packed, const c
 
 /* G of F(M×M,3×3): M+2 rows. */
 void   wino_kernel_transform(int M, double G[][3]);
+/* Tiles of M×M outputs of all images, in one row; a tile's image, first output row and column. */
+typedef struct { int n, h, w; } wino_place;
+int64_t wino_tiles(const conv_shape *s, int M);
+wino_place wino_place_of(const conv_shape *s, int M, int64_t tile);
+/* Floats from a tile's transformed channels to the next one's, so that rows keep out of each other's cache lines. */
+int    wino_row_floats(int channels);
+/* v[k*plane + c] = place k of the patch that makes the tile. */
+void   wino_patch(const conv_shape *s, int M, const float *x, wino_place at, float *v, int64_t plane);
 /* The weight gradient behind the same transforms. */
 typedef struct wino_wgrad_plan wino_wgrad_plan;
-bool   wino_wgrad_can(const conv_shape *s);
 int    wino_wgrad_choose(const conv_shape *s);          /* M = 4, 2, or 0 */
 wino_wgrad_plan *wino_wgrad_plan_new(const conv_shape *s, int M, err *e);
 void   wino_wgrad_plan_free(wino_wgrad_plan *p);
@@ -147,6 +164,9 @@ static inline void fetch_some(fetch *f)
     for (const char *stop = f->end - f->at > f->step ? f->at + f->step : f->end; f->at < stop; f->at += 64)
         __builtin_prefetch(f->at, 0, 2);
 }
+
+/* From one array to another, to be fetched there. */
+static inline int64_t floats_to(const float *from, const float *to) { return ((intptr_t)to - (intptr_t)from) / (intptr_t)sizeof *to; }
 
 /* Out-channels of a group as panels of two vectors, the last of one if that is enough. */
 typedef struct { int first, nv, lanes; } panel;         /* lanes: valid in the last vector */

@@ -66,6 +66,7 @@ typedef struct {
     const float *x, *packed;
     const conv_prologue *pro;
     const conv_epilogue *ep;
+    const grad_moments *moments;
     float *y, *scratch, lo, hi;
     size_t own;                  /* scratch of one worker, whichever phase it is at */
 } tile_job;
@@ -236,7 +237,7 @@ static void run_task(const tile_job *j, int64_t i, int worker)
     float *own = j->scratch + (size_t)worker * j->own;
     int channels = g->o * g->groups, c0 = first_channel(p, first), nc = first_channel(p, end) - c0;
     row_part part = { 0 };
-    const grad_moments *moments = j->ep->moments;
+    const grad_moments *moments = j->moments;
     if (j->ep->part) part = row_part_open(j->ep->part + stretch * ROW_PART(channels), channels, c0, nc, channels);
     if (moments) grad_moments_open(moments, stretch, c0, nc);
     for (int64_t k = u0; k < u1; k++) {
@@ -273,9 +274,9 @@ static void run_phase(void *ctx, int64_t i, int worker)
 }
 
 void tile_run(tile_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
-              const conv_epilogue *ep, float *y, float *scratch)
+              const conv_epilogue *ep, const grad_moments *moments, float *y, float *scratch)
 {
-    tile_job j = { .phase = phase, .phases = phases, .x = x, .pro = pro, .packed = packed, .ep = ep, .y = y, .scratch = scratch,
+    tile_job j = { .phase = phase, .phases = phases, .x = x, .pro = pro, .packed = packed, .ep = ep, .moments = moments, .y = y, .scratch = scratch,
                    .lo = act_low(ep->act), .hi = act_high(ep->act) };
     int64_t most = 0;
     for (int i = 0; i < phases; i++) {

@@ -67,7 +67,8 @@ static int64_t tasks_wanted(const gather *g)
  * large as LONG_TASKS allow, because each reads all weights from afar. */
 enum { PANEL_FLOATS = 96 << 10, BLOCK_FLOATS = 6 << 10, LONG_TASKS = 8 };
 
-static bool is_long(const gather *g) { return (int64_t)g->th * g->tw * g->c * 2 * kern.lanes > PANEL_FLOATS; }
+bool tile_is_long(int64_t steps) { return steps * 2 * kern.lanes > PANEL_FLOATS; }
+static bool is_long(const gather *g) { return tile_is_long((int64_t)g->th * g->tw * g->c); }
 
 static void cut_units(tile_plan *p)
 {

@@ -15,6 +15,7 @@
  *
  * A block's sums: [group][panel][tap][c][16*NV], like packed weights. A single block needs those of
  * one panel only, in memory of the worker. */
+#include <assert.h>
 #include <string.h>
 
 #include "core/kern/conv.h"
@@ -47,11 +48,6 @@ static int64_t panel_floats(const wgrad_plan *p, int i)
     return lanes * p->s.kh * p->s.kw * p->cg;
 }
 
-static bool is_one(const conv_shape *s)
-{
-    return s->kh == 1 && s->kw == 1 && s->sh == 1 && s->sw == 1 && !s->pt && !s->pb && !s->pl && !s->pr;
-}
-
 /* 1×1: all pixels are alike; "rows" of FEWEST where they divide, else of an image. */
 static void make_one_image(conv_shape *s)
 {
@@ -81,12 +77,13 @@ static int64_t unit_rows(const wgrad_plan *p, int64_t most)
 
 static bool is_few(int64_t sums, int64_t values) { return sums <= SUMS_NEAR && values >= PIECES * sums; }
 
-/* … units of WGRAD_UNIT pixels, and blocks for two threads at least. */
+/* … units of WGRAD_UNIT pixels, and blocks for two threads at least (of the PIECES/2 that there are at most, threads beyond
+ * have nothing to do); and a data gradient that wants no scratch. */
 bool wgrad_joins(const conv_shape *s)
 {
     const int64_t pixels = (int64_t)s->n * s->h * s->w, sums = (int64_t)s->c * kern_div_up(s->o, kern.lanes) * kern.lanes;
     return is_one(s) && s->groups == 1 && pixels % WGRAD_UNIT == 0 && is_few(sums, pixels * (s->c + s->o))
-        && conv_macs(s) >= 2 * PIECE_MACS && pixels >= 2 * WGRAD_UNIT && pixels <= INT32_MAX;
+        && conv_macs(s) >= 2 * PIECE_MACS && pixels >= 2 * WGRAD_UNIT && pixels <= INT32_MAX && !tile_is_long(s->o);
 }
 
 static void plan_units(wgrad_plan *p)
@@ -154,6 +151,7 @@ wgrad_plan *wgrad_plan_new(const conv_shape *s, bool prologue, bool joins, err *
     plan_units(p);
     plan_copies(p);
     plan_merge(p);
+    assert(!joins || (p->together && p->imgs == 1 && p->rows * p->OW == WGRAD_UNIT));    /* as wgrad_joins foresaw */
     return p;
 }
 
@@ -240,7 +238,7 @@ static int64_t to_join(const wgrad_job *j, const visit *u, int c0)
     const wgrad_plan *p = j->p;
     const float *from = c0 == 0 ? j->dy : c0 == p->cg / tile_count(p->cg, u->v.nv) ? j->join->norm->x : NULL;
     const int64_t at = ((int64_t)u->r0 + u->rows) * p->OW * p->s.o;
-    return from ? ((intptr_t)(from + at) - (intptr_t)u->dy) / (intptr_t)sizeof *from : 0;
+    return from ? floats_to(u->dy, from + at) : 0;
 }
 
 /* One tap of one tile for outputs [from, to) of a row: in-channels c0 … c0+height, those of the taps beside it

@@ -368,11 +368,11 @@ typedef struct {
     int above, below;            /* rows of dy beside a band's */
 } dw_join;
 
-/* Large enough not to stay in the cache, and few enough channels to be one part. */
-enum { JOIN_FLOATS = 1 << 20 };
+/* Large enough not to stay in the cache, and channels few enough to be one part. */
+enum { JOIN_FLOATS = 1 << 20, JOIN_TAPS = 9 };
 bool dw_joins(const conv_shape *s)
 {
-    return s->kh * s->kw <= 9 && s->c <= kern_min(PART, PART_WEIGHTS / (s->kh * s->kw))
+    return s->kh * s->kw <= JOIN_TAPS && s->c <= PART
         && (int64_t)s->n * conv_out_h(s) * conv_out_w(s) * s->o >= JOIN_FLOATS;
 }
 
@@ -389,7 +389,7 @@ static void rows_beside(dw_plan *const *phase, int phases, int *above, int *belo
     }
 }
 
-/* Beside rows of the sums. The last band of phases that are longer reads as many rows as that. */
+/* Floats of a worker's rows of dy: of a band and those beside it, at most of an image. */
 static size_t join_rows(const dw_plan *p, int above, int below)
 {
     return scratch_of_worker((size_t)(kern_min(p->g.qh, p->rows + above + below) * p->g.qw * p->g.groups));
@@ -427,9 +427,6 @@ static void join_moments(const dw_join *j, const dw_piece *q, int64_t block)
     const int64_t at = (q->n * s->h + r0) * (int64_t)s->w * s->c;
     if (r1 > r0) grad_moments_add(j->m, block, 0, s->c, (int64_t)(r1 - r0) * s->w, at, s->c, j->g->dx.p + at);
 }
-
-/* From one array to another, to be fetched there. */
-static int64_t floats_to(const float *from, const float *to) { return ((intptr_t)to - (intptr_t)from) / (intptr_t)sizeof *to; }
 
 static void join_block(void *ctx, int64_t block, int worker)
 {

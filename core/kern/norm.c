@@ -217,7 +217,6 @@ static void add_parts(const row_sums *s, int64_t n, double *sum)
     for (int64_t i = 0; i < s->parts * n; i++) sum[i % n] += s->part[i];
 }
 
-/* Rows [at, at + rows*step) of all floats, dx at channel c0 of the first. */
 void grad_moments_open(const grad_moments *m, int64_t part, int c0, int c)
 {
     double *sum = m->part + part * 2 * m->all + c0;
@@ -225,6 +224,7 @@ void grad_moments_open(const grad_moments *m, int64_t part, int c0, int c)
     memset(sum + m->all, 0, (size_t)c * sizeof *sum);
 }
 
+/* Rows [at, at + rows*step) of all floats, dx at channel c0 of the first. */
 void grad_moments_add(const grad_moments *m, int64_t part, int c0, int c, int64_t rows, int64_t at, int64_t step, const float *dx)
 {
     kern.back_moments(&(norm_args){ .rows = rows, .c = c, .x = m->x + at, .dy = dx, .mean = m->mean + c0, .g0 = m->gate.scale + c0,

@@ -21,7 +21,6 @@ struct wino_plan {
     conv_shape s;                /* of what runs: the data gradient reads out-channels and writes in-channels */
     bool transposed;             /* … with the kernels turned round */
     int M, A;                    /* outputs and pixels along a tile's side */
-    int down, across;            /* tiles of an image */
     int64_t tiles;               /* of all images */
     int unit, row;               /* tiles of a unit; floats from one tile's channels to the next one's */
     int64_t units, in_plane, out_plane;
@@ -34,7 +33,7 @@ struct wino_plan {
 
 bool wino_can(const conv_shape *s, conv_pass pass)
 {
-    bool fits = pass == CONV_FORWARD || (s->pt <= 2 && s->pb <= 2 && s->pl <= 2 && s->pr <= 2);
+    bool fits = pass == CONV_WEIGHT_GRAD ? s->groups == 1 : pass == CONV_FORWARD || (s->pt <= 2 && s->pb <= 2 && s->pl <= 2 && s->pr <= 2);
     return fits && s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1;
 }
 
@@ -54,7 +53,7 @@ static conv_shape shape_of(const conv_shape *s, conv_pass pass)
     return t;
 }
 
-static int64_t tiles_of(const conv_shape *s, int M)
+int64_t wino_tiles(const conv_shape *s, int M)
 {
     return (int64_t)s->n * kern_div_up(conv_out_h(s), M) * kern_div_up(conv_out_w(s), M);
 }
@@ -85,12 +84,12 @@ static double direct_cost(const conv_shape *s)
 enum { UNIT_FLOATS = 1 << 17, UNIT_TILES = 28 };
 
 static int64_t unit_tiles(int places, int row) { return kern_max(UNIT_TILES, UNIT_FLOATS / ((int64_t)places * row)); }
-static int row_floats(const conv_shape *s) { return (int)kern_div_up(s->c, LANES_MAX) * LANES_MAX + ROW_GAP; }
+int wino_row_floats(int channels) { return (int)kern_div_up(channels, LANES_MAX) * LANES_MAX + ROW_GAP; }
 
 static double wino_cost(const conv_shape *s, int M)
 {
-    int places = (M + 2) * (M + 2), row = row_floats(s);
-    double pairs = (double)(s->c / s->groups) * s->o, tiles = (double)tiles_of(s, M);
+    int places = (M + 2) * (M + 2), row = wino_row_floats(s->c);
+    double pairs = (double)(s->c / s->groups) * s->o, tiles = (double)wino_tiles(s, M);
     double unit = fmin(tiles, (double)unit_tiles(places, row)), units = ceil(tiles / unit);
     double channels = (double)(kern_div_up(s->c, LANES_MAX) + kern_div_up(s->o, LANES_MAX)) * LANES_MAX;
     double patches = unit * places * row, panels = ceil((double)s->o / WIDEST);
@@ -148,9 +147,8 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
     wino_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
     const conv_shape run = shape_of(shape, pass), *s = &run;
-    *p = (wino_plan){ .s = run, .transposed = pass == CONV_DATA_GRAD, .M = M, .A = M + 2, .tiles = tiles_of(s, M), .workers = par_threads(),
-                      .down = (int)kern_div_up(conv_out_h(s), M), .across = (int)kern_div_up(conv_out_w(s), M),
-                      .row = row_floats(s) };
+    *p = (wino_plan){ .s = run, .transposed = pass == CONV_DATA_GRAD, .M = M, .A = M + 2, .tiles = wino_tiles(s, M), .workers = par_threads(),
+                      .row = wino_row_floats(s->c) };
     cut(p);
     p->ahead = wino_packed_floats(p) > CACHED_FLOATS ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
     p->in_plane = (int64_t)p->unit * p->row + PLANE_GAP;
@@ -242,25 +240,20 @@ typedef struct {
     int OH, OW;
 } wino_job;
 
-typedef struct { int n, h, w; } place;                  /* of a tile: image, first output row and column */
-
-static place place_of(const wino_plan *p, int64_t tile)
+wino_place wino_place_of(const conv_shape *s, int M, int64_t tile)
 {
-    int64_t each = (int64_t)p->down * p->across;
-    return (place){ (int)(tile / each), (int)(tile % each / p->across) * p->M, (int)(tile % p->across) * p->M };
+    const int64_t across = kern_div_up(conv_out_w(s), M), each = kern_div_up(conv_out_h(s), M) * across;
+    return (wino_place){ (int)(tile / each), (int)(tile % each / across) * M, (int)(tile % across) * M };
 }
 
-static void transform_patch(const wino_job *j, int64_t tile, float *v)
+void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, float *v, int64_t plane)
 {
-    const wino_plan *p = j->p;
-    const conv_shape *s = &p->s;
-    place at = place_of(p, tile);
-    int h = at.h - s->pt, w = at.w - s->pl;
-    wino_in_args a = { .x_row = (int64_t)s->w * s->c, .x_col = s->c, .plane = p->in_plane, .channels = s->c, .v = v,
-                       .r0 = (int)kern_max(0, -h), .r1 = (int)kern_min(p->A, s->h - h),
-                       .c0 = (int)kern_max(0, -w), .c1 = (int)kern_min(p->A, s->w - w) };
-    a.x = j->x + (int64_t)at.n * s->h * a.x_row + h * a.x_row + w * a.x_col;
-    kern.wino_in[p->M == 4](&a);
+    const int h = at.h - s->pt, w = at.w - s->pl;
+    wino_in_args a = { .x_row = (int64_t)s->w * s->c, .x_col = s->c, .plane = plane, .channels = s->c, .v = v,
+                       .r0 = (int)kern_max(0, -h), .r1 = (int)kern_min(M + 2, s->h - h),
+                       .c0 = (int)kern_max(0, -w), .c1 = (int)kern_min(M + 2, s->w - w) };
+    a.x = x + ((int64_t)at.n * s->h + h) * a.x_row + w * a.x_col;
+    kern.wino_in[M == 4](&a);
 }
 
 /* m[k][tile] = patches[k][tile] · weights[k], for every place k of the patch and all tiles of the unit. */
@@ -288,7 +281,7 @@ static void finish(const wino_job *j, int64_t tile, int o, panel v, const float 
 {
     const wino_plan *p = j->p;
     const act_kind act = j->ep->act;
-    place at = place_of(p, tile);
+    const wino_place at = wino_place_of(&p->s, p->M, tile);
     int64_t y = (((int64_t)at.n * j->OH + at.h) * j->OW + at.w) * p->s.o + o;
     wino_out_args a = { .m = m, .plane = p->out_plane, .y = j->y + y, .y_row = (int64_t)j->OW * p->s.o, .y_col = p->s.o,
                         .bias = j->ep->bias ? j->ep->bias + o : NULL, .residual = j->ep->residual ? j->ep->residual + y : NULL,
@@ -308,7 +301,7 @@ static void run_task(void *ctx, int64_t i, int worker)
     int tiles = (int)kern_min(p->unit, p->tiles - t0), cg = p->s.c / p->s.groups, og = p->s.o / p->s.groups, per_group = panel_count(og);
     int first = (int)(i / p->units) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *patches = j->scratch + (size_t)worker * p->own, *m = patches + p->A * p->A * p->in_plane;
-    for (int t = 0; t < tiles; t++) transform_patch(j, t0 + t, patches + (int64_t)t * p->row);
+    for (int t = 0; t < tiles; t++) wino_patch(&p->s, p->M, j->x, wino_place_of(&p->s, p->M, t0 + t), patches + (int64_t)t * p->row, p->in_plane);
     for (int k = first; k < end; k++) {
         int group = k / per_group;
         panel v = panel_at(og, k % per_group);

@@ -16,24 +16,17 @@ enum { WIDEST = 2 * LANES_MAX, GAP = 16 };              /* gaps keep rows and pl
 struct wino_wgrad_plan {
     conv_shape s;
     int M, A, OH, OW;
-    int down, across;            /* tiles of an image */
     int64_t tiles, units;
     int unit, panels, x_row, y_row;
     int64_t x_plane, y_plane, sum_plane;
 };
-
-static int row_floats(int channels) { return (int)kern_div_up(channels, LANES_MAX) * LANES_MAX + GAP; }
-static int64_t tiles_of(const conv_shape *s, int M)
-{
-    return (int64_t)s->n * kern_div_up(conv_out_h(s), M) * kern_div_up(conv_out_w(s), M);
-}
 
 /* Few tiles to a unit load and store the sums often, many do not stay near. */
 enum { UNIT_LEAST = 128, UNIT_MOST = 512, UNIT_FLOATS = 1 << 20 };
 
 static int unit_of(const conv_shape *s, int M)
 {
-    const int64_t tiles = tiles_of(s, M), tile = (int64_t)(M + 2) * (M + 2) * (row_floats(s->c) + row_floats(s->o));
+    const int64_t tiles = wino_tiles(s, M), tile = (int64_t)(M + 2) * (M + 2) * (wino_row_floats(s->c) + wino_row_floats(s->o));
     const int64_t most = kern_max(UNIT_LEAST, kern_min(UNIT_MOST, UNIT_FLOATS / tile));
     return (int)kern_div_up(tiles, kern_div_up(tiles, most));
 }
@@ -44,15 +37,10 @@ static const double direct_loss = 1.3, wino_loss = 1.2;
 
 static double wino_cost(const conv_shape *s, int M)
 {
-    const double places = (M + 2) * (M + 2), pairs = (double)s->c * s->o, tiles = (double)tiles_of(s, M);
+    const double places = (M + 2) * (M + 2), pairs = (double)s->c * s->o, tiles = (double)wino_tiles(s, M);
     const double channels = (double)(kern_div_up(s->c, LANES_MAX) + kern_div_up(s->o, LANES_MAX)) * LANES_MAX;
     const double units = (double)kern_div_up((int64_t)tiles, unit_of(s, M)), stream = places * pairs > CACHED_FLOATS ? STREAM : NEAR_STREAM;
     return wino_loss * places * tiles * pairs + (M == 2 ? TRANSFORM_2 : TRANSFORM_4) * tiles * channels + stream * places * pairs * (units + 1);
-}
-
-bool wino_wgrad_can(const conv_shape *s)
-{
-    return s->groups == 1 && s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1;
 }
 
 int wino_wgrad_choose(const conv_shape *s)
@@ -66,9 +54,8 @@ wino_wgrad_plan *wino_wgrad_plan_new(const conv_shape *s, int M, err *e)
 {
     wino_wgrad_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
-    *p = (wino_wgrad_plan){ .s = *s, .M = M, .A = M + 2, .OH = conv_out_h(s), .OW = conv_out_w(s), .tiles = tiles_of(s, M),
-                            .down = (int)kern_div_up(conv_out_h(s), M), .across = (int)kern_div_up(conv_out_w(s), M),
-                            .unit = unit_of(s, M), .panels = panel_count(s->o), .x_row = row_floats(s->c), .y_row = row_floats(s->o) };
+    *p = (wino_wgrad_plan){ .s = *s, .M = M, .A = M + 2, .OH = conv_out_h(s), .OW = conv_out_w(s), .tiles = wino_tiles(s, M),
+                            .unit = unit_of(s, M), .panels = panel_count(s->o), .x_row = wino_row_floats(s->c), .y_row = wino_row_floats(s->o) };
     p->units = kern_div_up(p->tiles, p->unit);
     p->x_plane = (int64_t)p->unit * p->x_row + GAP;
     p->y_plane = (int64_t)p->unit * p->y_row + GAP;
@@ -98,16 +85,11 @@ static void transform_tile(void *ctx, int64_t i, int worker)
     const wgrad_job *j = ctx;
     const wino_wgrad_plan *p = j->p;
     const conv_shape *s = &p->s;
-    const int64_t tile = j->first + i, each = (int64_t)p->down * p->across, n = tile / each;
-    const int oh = (int)(tile % each / p->across) * p->M, ow = (int)(tile % p->across) * p->M, h = oh - s->pt, w = ow - s->pl;
-    wino_in_args a = { .x_row = (int64_t)s->w * s->c, .x_col = s->c, .plane = p->x_plane, .channels = s->c, .v = j->vx + i * p->x_row,
-                       .r0 = (int)kern_max(0, -h), .r1 = (int)kern_min(p->A, s->h - h),
-                       .c0 = (int)kern_max(0, -w), .c1 = (int)kern_min(p->A, s->w - w) };
-    a.x = j->x + (n * s->h + h) * a.x_row + w * a.x_col;
-    kern.wino_in[p->M == 4](&a);
+    const wino_place at = wino_place_of(s, p->M, j->first + i);
+    wino_patch(s, p->M, j->x, at, j->vx + i * p->x_row, p->x_plane);
     wino_in_args y = { .x_row = (int64_t)p->OW * s->o, .x_col = s->o, .plane = p->y_plane, .channels = s->o, .v = j->vy + i * p->y_row,
-                       .r1 = (int)kern_min(p->M, p->OH - oh), .c1 = (int)kern_min(p->M, p->OW - ow) };
-    y.x = j->dy + (n * p->OH + oh) * y.x_row + ow * y.x_col;
+                       .r1 = (int)kern_min(p->M, p->OH - at.h), .c1 = (int)kern_min(p->M, p->OW - at.w) };
+    y.x = j->dy + ((int64_t)at.n * p->OH + at.h) * y.x_row + at.w * y.x_col;
     kern.wino_dy[p->M == 4](&y);
 }
 

@@ -36,11 +36,18 @@ bool nn_conv_shapes(nn_node *n, const nn_node *const *in, nn_dims *param, err *e
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
+static int band_links(const nn_step *s)
+{
+    int n = 0;
+    for (; s; s = s->before)
+        n++;
+    return n;
+}
+
 int nn_band_shapes(const nn_step *s, conv_shape *shape)
 {
-    int n = 0, at = 0;
-    for (const nn_step *t = s; t; t = t->before)
-        n++;
+    const int n = band_links(s);
+    int at = 0;
     for (const nn_step *t = s; t && n <= CONV_BANDS_MAX; t = t->before)
         shape[n - ++at] = nn_conv_window(t->node, t->src[0], s->batch);
     return n;
@@ -50,8 +57,6 @@ int nn_band_shapes(const nn_step *s, conv_shape *shape)
 static bool prepare_bands(nn_step *s, err *e)
 {
     conv_shape shape[CONV_BANDS_MAX];
-    if (!s->before || s->absorbed)
-        return true;
     s->bands = conv_bands_new(shape, nn_band_shapes(s, shape), 0, e);
     if (!s->bands)
         return err_note(e, "%s", s->node->name);
@@ -84,7 +89,8 @@ bool nn_conv_prepare(nn_step *s, err *e)
     if (!s->conv)
         return err_note(e, "%s", s->node->name);
     const size_t f = sizeof(float), scratch = conv_scratch_floats(s->conv) * f;
-    nn_ask(s, SCRATCH, NN_AT_FORWARD, scratch);
+    const bool banded = s->before || s->absorbed;        /* then the plan only packs */
+    nn_ask(s, SCRATCH, NN_AT_FORWARD, banded ? 0 : scratch);
     nn_ask(s, PACKED, s->mode == NN_INFER ? NN_ALWAYS : NN_AT_FORWARD,
            keeps_packed(s) ? conv_packed_floats(s->conv, CONV_FORWARD) * f : 0);
     if (s->mode == NN_INFER) {
@@ -101,7 +107,7 @@ bool nn_conv_prepare(nn_step *s, err *e)
         size_t sum = s->node->attr.bias ? bn_scratch_bytes(nn_rows(s, s->node), shape.o) : 0;
         nn_ask(s, SCRATCH_BACK, NN_AT_BACKWARD, larger(scratch, sum));
     }
-    return prepare_bands(s, e);
+    return !s->before || s->absorbed || prepare_bands(s, e);
 }
 
 /* W'[o] = g W[o],  b'[o] = g (b[o] - mean) + beta,  g = gamma / sqrt(var + eps): in double, rounded
@@ -147,9 +153,8 @@ static void run_bands(nn_step *s, bool timed)
 {
     conv_link link[CONV_BANDS_MAX];
     int64_t ns[CONV_BANDS_MAX] = { 0 };
-    int n = 0, k = 0;
-    for (const nn_step *t = s; t; t = t->before)
-        n++;
+    const int n = band_links(s);
+    int k = 0;
     for (const nn_step *t = s; t; t = t->before)
         link[n - ++k] = (conv_link){ t->mem[PACKED].p, { .bias = folded_bias(t), .residual = t->res, .act = t->act } };
     conv_bands_forward(s->bands, s->x[0], link, s->y, s->mem[SCRATCH].p, timed ? ns : NULL);
