@@ -1,5 +1,5 @@
 /* Convolution, layer by layer: GFLOP/s of nominal work (padding counted) and the fraction of the
- * multiply-add rate measured in the same run; and the fraction of its time that reading what it reads
+ * multiply-add rate measured before and after each sample; and the fraction of its time that reading what it reads
  * and writing what it writes takes by itself, from wherever repeating leaves it: a layer near 100 of
  * either can hardly be faster. Every shape is checked against the loops of kern_ref.c on a few outputs
  * before it is timed.
@@ -70,17 +70,12 @@ static void spin_piece(void *ctx, int64_t i, int worker)
     sink = kern.fma_spin(*(const int64_t *)ctx);
 }
 
-/* Multiply-add rate of all threads without memory, GFLOP/s: the best of a few. */
+/* Multiply-add rate of all threads without memory, GFLOP/s: for some 40 microseconds. */
 static double peak(void)
 {
-    int64_t steps = 20000, pieces = 8 * par_threads(), best = INT64_MAX;
-    for (int rep = 0; rep < 200; rep++) {
-        int64_t t = clock_ns();
-        par_for(pieces, spin_piece, &steps);
-        t = clock_ns() - t;
-        if (t < best) best = t;
-    }
-    return 2.0 * (double)(steps * pieces) * kern.fma_chains * kern.lanes / (double)best;
+    int64_t steps = 5000, pieces = 4 * par_threads(), t = clock_ns();
+    par_for(pieces, spin_piece, &steps);
+    return 2.0 * (double)(steps * pieces) * kern.fma_chains * kern.lanes / (double)(clock_ns() - t);
 }
 
 /* ---- one layer -------------------------------------------------------------------------------------- */
@@ -222,19 +217,34 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Seconds of a sample in which nobody else was in the way: the tenth percentile. */
-static double seconds(const bench *b, void (*what)(const bench *, conv_pass), conv_pass which)
+enum { SAMPLES = 200, FEWEST = 9 };
+
+/* Seconds and peaks in turn, for a shared machine changes its pace within a run. Both sorted. Returns how many. */
+static int take_samples(const bench *b, void (*what)(const bench *, conv_pass), conv_pass which, double *seconds, double *share)
 {
-    double t[200], total = 0;
+    double total = 0;
     int n = 0;
-    while (n < 5 || (n < 200 && total < 0.15)) {
+    for (; n < FEWEST || (n < SAMPLES && total < 0.15); n++) {
+        const double before = peak();
         int64_t start = clock_ns();
         what(b, which);
-        t[n] = (double)(clock_ns() - start) * 1e-9;
-        total += t[n++];
+        seconds[n] = (double)(clock_ns() - start) * 1e-9;
+        share[n] = 2e-9 * (double)conv_macs(&b->s) / seconds[n] / fmax(before, peak());
+        total += seconds[n];
     }
-    qsort(t, (size_t)n, sizeof *t, by_value);
-    return t[n / 10];
+    qsort(seconds, (size_t)n, sizeof *seconds, by_value);
+    qsort(share, (size_t)n, sizeof *share, by_value);
+    return n;
+}
+
+/* seconds: in which nobody else was in the way, the tenth percentile; share of the peak: the median. */
+typedef struct { double seconds, share; } speed;
+
+static speed speed_of(const bench *b, void (*what)(const bench *, conv_pass), conv_pass which)
+{
+    double seconds[SAMPLES], share[SAMPLES];
+    const int n = take_samples(b, what, which, seconds, share);
+    return (speed){ seconds[n / 10], share[n / 2] };
 }
 
 /* ---- all of them ------------------------------------------------------------------------------------ */
@@ -262,7 +272,7 @@ static bool read_settings(int argc, char **argv, settings *o)
     return o->batch > 0;
 }
 
-static bool bench_layer(const layer *l, const settings *o, double top, err *e)
+static bool bench_layer(const layer *l, const settings *o, err *e)
 {
     bool ok = true;
     printf("%-9s %3d² %4d→%-4d k%-2d s%d", l->net, l->h, l->c, l->o, l->k, l->stride);
@@ -273,9 +283,9 @@ static bool bench_layer(const layer *l, const settings *o, double top, err *e)
         double error = ok ? wrong(&b, modes[m].pass) : 0;
         if (ok && !(error < 5e-5)) ok = err_set(e, ERR_INTERNAL, "%s is wrong by %g", modes[m].name, error);
         if (ok) {
-            double t = seconds(&b, pass, modes[m].pass), rate = 2e-9 * (double)conv_macs(&b.s) / t;
-            double memory = seconds(&b, only_traffic, modes[m].pass);
-            printf("  %s %9.4f ms %6.1f GFLOP/s %3.0f %%, memory %3.0f %%", modes[m].name, t * 1e3, rate, 100 * rate / top, 100 * memory / t);
+            const speed all = speed_of(&b, pass, modes[m].pass), memory = speed_of(&b, only_traffic, modes[m].pass);
+            printf("  %s %9.4f ms %6.1f GFLOP/s %3.0f %%, memory %3.0f %%", modes[m].name, all.seconds * 1e3,
+                   2e-9 * (double)conv_macs(&b.s) / all.seconds, 100 * all.share, 100 * all.share / memory.share);
         }
         bench_free(&b);
     }
@@ -294,11 +304,12 @@ int main(int argc, char **argv)
         return ERR_USAGE;
     }
     if (!core_init(&(core_options){ .threads = o.threads, .isa = o.isa, .conv = o.conv, .exact = o.exact }, &e)) goto failed;
-    double top = peak();
+    double top = 0;
+    for (int i = 0; i < SAMPLES; i++) top = fmax(top, peak());
     printf("%s, %d threads, batch %d, road %s: multiply-add peak %.1f GFLOP/s\n", isa_names[core_isa()], par_threads(), o.batch,
            core_conv_road(), top);
     for (size_t i = 0; i < sizeof layers / sizeof *layers; i++)
-        if ((!o.only || strstr(layers[i].net, o.only)) && !bench_layer(&layers[i], &o, top, &e)) goto failed;
+        if ((!o.only || strstr(layers[i].net, o.only)) && !bench_layer(&layers[i], &o, &e)) goto failed;
     core_stop();
     return 0;
 failed:

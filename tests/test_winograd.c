@@ -234,6 +234,19 @@ static void errors_stay_below(const char *isa, const char *road, double bound)
     }
 }
 
+/* Sums over 32,768 pixels: 8,192 and 2,048 tiles in many units. */
+static void long_sums_of_the_weight_gradient_stay_near_the_definition(void)
+{
+    const conv_shape s = SHAPE(32, 32, 32, 16, 16, 1, 1, 1, 1, 1);
+    static const char *const road[] = { "winograd2", "winograd4" };
+    float *x = noise(count_x(&s), 5);
+    for (int i = 0; i < 2; i++) {
+        CHECK(start(NULL, road[i], 2, false));
+        CHECK(weight_error(&s, x, road[i]) <= 1e-5);
+    }
+    mem_free(x);
+}
+
 static const double bound_2 = 2e-6, bound_4 = 6e-6;
 static void f2_equals_the_definition_on_scalar(void) { errors_stay_below("scalar", "winograd2", bound_2); }
 static void f4_equals_the_definition_on_scalar(void) { errors_stay_below("scalar", "winograd4", bound_4); }
@@ -377,6 +390,7 @@ int main(void)
     RUN(f4_equals_the_definition_on_avx512);
     RUN(threads_do_not_change_a_bit);
     RUN(exact_leaves_no_winograd);
+    RUN(long_sums_of_the_weight_gradient_stay_near_the_definition);
     RUN(what_is_not_finite_stays_visible);
     RUN(what_is_not_finite_reaches_the_weights);
     RUN(a_nan_survives_the_activation);
