@@ -52,7 +52,7 @@ static void find_spans(const conv_bands *b, span out, span *level)
     for (int k = b->n - 1; k >= 0; k--) level[k] = reads(&b->s[k], level[k + 1]);
 }
 
-/* … of a link's input, at most, for so many of its output. */
+/* Rows of a link's input, at most, that so many of its output read. */
 static int64_t rows_read(const conv_shape *s, int64_t rows) { return kern_min(s->h, (rows - 1) * s->sh + (s->kh - 1) * s->dh + 1); }
 
 /* Floats of the levels between, while bands of so many rows go through. */
