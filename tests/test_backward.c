@@ -40,7 +40,7 @@ typedef struct {
 static float *noise(rng *r, size_t n)
 {
     float *x = mem_new(n, sizeof *x, NULL);
-    for (size_t i = 0; i < n; i++) x[i] = (float)rng_normal(r);
+    for (size_t i = 0; i < n; i++) x[i] = 4 * (float)rng_uniform(r) - 2;
     return x;
 }
 
@@ -174,11 +174,13 @@ static bool start(const char *isa, int threads)
     return core_init(&(core_options){ .threads = threads, .isa = isa, .exact = true }, &e);
 }
 
-static void hold(const char *isa)
+/* Where little is to be tested every instruction set gets a third of the rows, each another. */
+static void hold(const char *isa, int third)
 {
     if (!start(isa, 2)) SKIP("not here");
+    const int step = test_few() ? 3 : 1;
     int summed = 0;
-    for (const row *t = rows; t < rows + ROWS; t++) {
+    for (const row *t = rows + third % step; t < rows + ROWS; t += step) {
         net a = net_new(t), b = net_new(t);
         const int bad = test_bad;
         CHECK(conv_joins_norm(&t->s) == t->behind);
@@ -194,12 +196,12 @@ static void hold(const char *isa)
         net_free(&a);
         net_free(&b);
     }
-    CHECK(summed >= 6);
+    CHECK(summed >= 6 / step);
 }
 
-static void at_once_is_one_after_the_other_on_scalar(void) { hold("scalar"); }
-static void at_once_is_one_after_the_other_on_avx2(void) { hold("avx2"); }
-static void at_once_is_one_after_the_other_on_avx512(void) { hold("avx512"); }
+static void at_once_is_one_after_the_other_on_scalar(void) { hold("scalar", 0); }
+static void at_once_is_one_after_the_other_on_avx2(void) { hold("avx2", 1); }
+static void at_once_is_one_after_the_other_on_avx512(void) { hold("avx512", 2); }
 
 static void threads_do_not_change_a_bit(void)
 {
