@@ -489,6 +489,7 @@ static void onnx_runtime_agrees_on_every_network_pruned_and_merged(void)
         { "resnet50", { .h = 66, .w = 66, .c = 3, .classes = 7 } },
         { "mobilenetv2", { .h = 80, .w = 96, .c = 3, .classes = 7, .width = 1 } },
         { "vgg19_bn", { .h = 32, .w = 32, .c = 3, .classes = 7 } },
+        { "vgg19_bn", { .h = 224, .w = 224, .c = 3, .classes = 7 } },
     };
     const size_t n = test_few() ? 3 : sizeof all / sizeof *all;
     for (size_t i = 0; i < n; i++) {
@@ -496,9 +497,11 @@ static void onnx_runtime_agrees_on_every_network_pruned_and_merged(void)
         nn_graph *g[3] = { nn_model_find(all[i].model)->build(&all[i].build, &e) };
         CHECK_OK(g[0], e);
         random_values(g[0]);
-        prune_and_merge(g[0], 75, &g[1], &g[2]);
-        compare(g, 3);
-        for (int k = 0; k < 3; k++)
+        const int forms = all[i].build.h < 224 ? 3 : 1;      /* merged large maps would take minutes */
+        if (forms > 1)
+            prune_and_merge(g[0], 75, &g[1], &g[2]);
+        compare(g, forms);
+        for (int k = 0; k < forms; k++)
             nn_graph_free(g[k]);
     }
 }

@@ -1,4 +1,4 @@
-"""torch_nets.py FOLDER CASE=C,H,W,CLASSES…: PyTorch on the networks that tests/test_torch.c left in
+"""torch_nets.py FOLDER CASE=C,H,W,CLASSES[,head]…: PyTorch on the networks that tests/test_torch.c left in
 FOLDER. CASE.model holds the parameters. CASE.out becomes images x, distributions target, logits in
 evaluation mode (y), the loss of training mode, and per parameter its gradient (NAME:grad) or, of a
 running statistic, its value after the training forward (NAME:after). All in double, rounded at the end.
@@ -6,7 +6,8 @@ running statistic, its value after the training forward (NAME:after). All in dou
 A value that rounding moves across the kink of a ReLU changes every gradient below by far more than
 rounding does, and so does a max-pool that takes another pixel. Hence biases of norms are moved, as
 little as it takes, until no value is near a kink (CASE.out has them as NAME), and images are drawn
-until no pool has two candidates. What is left is smooth.
+until no pool has two candidates. What is left is smooth. With `head` all that is left out, and what
+is below the linear layers needs no gradients.
 
 The networks are bench/peers/models.py's or made of its units; parameters are matched in the order of
 layers, because there they have no names."""
@@ -29,7 +30,12 @@ def resnet50(classes):
     return nn.Sequential(*layers, *head(i, classes))
 
 
-def vgg(table, classes):
+def large_head(i, classes):
+    return [nn.Flatten(), nn.Linear(i * 7 * 7, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(),
+            nn.Linear(4096, classes)]
+
+
+def vgg(table, classes, head=head):
     layers, i = [], 3
     for o, repeat in table:
         for _ in range(repeat):
@@ -49,6 +55,7 @@ CASES = {
     'mobilenetv2_small_1.4': lambda n: models.mobilenetv2(1.4, True, n),
     'vgg8_bn': lambda n: vgg(((32, 2), (64, 2), (128, 3)), n),
     'vgg19_bn': lambda n: vgg(((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)), n),
+    'vgg19_bn_224': lambda n: vgg(((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)), n, large_head),
 }
 
 
@@ -132,17 +139,20 @@ def clear_kinks(net, x):
     return not any(alike)
 
 
-def run(folder, case, shape, classes):
+def run(folder, case, shape, classes, only_head):
     weights, net = read(f'{folder}/{case}.model'), CASES[case](classes).double()
     for m in net.modules():
         if isinstance(m, nn.Dropout):
             m.p = 0.0
+        if only_head and not isinstance(m, nn.Linear):
+            for p in m.parameters(recurse=False):
+                p.requires_grad_(False)
     torch.manual_seed(1)
     smooth, out = False, {}
     while not smooth:
         named = load(net, weights)
         out['x'] = torch.randn(BATCH, *shape).double()
-        smooth = clear_kinks(net, out['x'])
+        smooth = only_head or clear_kinks(net, out['x'])
     out['target'] = torch.randn(BATCH, classes).softmax(1).double()
     out.update((name, t.clone()) for name, t in named.items() if name.endswith('.bias'))
     with torch.no_grad():
@@ -151,7 +161,10 @@ def run(folder, case, shape, classes):
     loss.backward()
     out['loss'] = loss.reshape(1)
     for name, t in named.items():
-        out[name + (':grad' if t.requires_grad else ':after')] = t.grad if t.requires_grad else t
+        if t.grad is not None:
+            out[name + ':grad'] = t.grad
+        elif not isinstance(t, nn.Parameter):
+            out[name + ':after'] = t
     write(f'{folder}/{case}.out', out)
 
 
@@ -159,5 +172,5 @@ if __name__ == '__main__':
     torch.set_num_threads(2)
     for argument in sys.argv[2:]:
         case, sizes = argument.split('=')
-        *shape, classes = map(int, sizes.split(','))
-        run(sys.argv[1], case, shape, classes)
+        c, h, w, classes, *what = sizes.split(',')
+        run(sys.argv[1], case, [int(c), int(h), int(w)], int(classes), what == ['head'])
