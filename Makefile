@@ -88,8 +88,10 @@ $(B)/core/core.o: ABOUT = -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_JPEG='"$(JPEG)"' 
 test: $(B)/layermerge $(SHARED) $(STATIC) $(TESTS)
 	@LAYERMERGE=$(B)/layermerge tests/run.sh tests/layers.sh $(TESTS) $(wildcard tests/test_*.sh)
 # What a sanitizer finds ends the program with a status that no test can take for an answer. Many
-# times as slow: longer may a test take, and what repeats the same for other numbers is left out.
+# times as slow: longer may a test take, two run at a time, and what repeats the same for other numbers
+# is left out.
 asan tsan: export TEST_FEW = 1
+asan tsan: export TEST_JOBS = 2
 asan tsan: export TEST_SECONDS = 3600
 asan: export ASAN_OPTIONS  = exitcode=99:allocator_may_return_null=1
 asan: export UBSAN_OPTIONS = exitcode=99:print_stacktrace=1
