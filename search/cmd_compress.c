@@ -37,7 +37,7 @@ static const cli_option options[] = {
     { "distill", CLI_FLAG, AT(distill), "true", NULL, "fine-tune with the base network as the teacher" },
     { "kd-weight", CLI_NUMBER, AT(kd), "0.9", "0:1", "share of the distillation loss" },
     { "kd-temperature", CLI_NUMBER, AT(temperature), "4", "0.000001:1000000", "of the distillation loss" },
-    { "recipe", CLI_TEXT, AT(recipe), "cifar-resnet", NULL, "recipe that trains a builder; its augmentation is used throughout" },
+    { "recipe", CLI_TEXT, AT(recipe), NULL, NULL, "recipe that trains a builder, its augmentation is used throughout (by the input's size)" },
     { "train-epochs", CLI_NUMBER, AT(train_epochs), "20", "0:10000", "of training a builder" },
     { "train-lr", CLI_NUMBER, AT(train_lr), "0.1", "0:100", "its peak learning rate" },
     { "train-batch", CLI_INT, AT(train_batch), "128", "2:65536", "images per training step, everywhere" },
@@ -51,7 +51,7 @@ static const cli_option options[] = {
 extern const cli_verb cmd_compress;
 static const char *const scores[] = { "finetune", "bn", "reconstruct" };       /* order of search_score */
 
-typedef struct { cli_progress p; char stage[32]; bool quiet; const cli_common *c; const compress_options *o; } screen;
+typedef struct { cli_progress p; char stage[32]; bool quiet; } screen;
 
 static void progress(void *ctx, const char *stage, int64_t done, int64_t total, const char *note)
 {
@@ -73,70 +73,82 @@ static void warn(void *ctx, const char *sentence)
     fprintf(stderr, "%s\n", sentence);
 }
 
-static bool fill_job(const cli_common *c, const compress_options *o, search_job *j, err *e)
+/* What is worked on: all is opened before the run folder is claimed, so that a mistyped name does not pin
+ * the folder to a command that cannot run. */
+typedef struct { data_set *train, *val; nn_graph *base; buf config; } work;
+
+static bool check_numbers(const compress_options *o, search_job *j, err *e)
 {
-    const train_recipe *recipe = train_recipe_find(o->recipe);
-    if (!recipe) return err_set(e, ERR_USAGE, "--recipe %s is not known", o->recipe);
     if (!o->budget == !(o->speedup > 0)) return err_set(e, ERR_USAGE, "give either --speedup X or --budget MS");
     if (o->budget && !search_parse_ms(o->budget, false, &j->budget_ns))
         return err_set(e, ERR_USAGE, "--budget %s is not a number of milliseconds", o->budget);
-    j->model = o->model;
-    j->data = o->data;
+    return true;
+}
+
+static bool open_inputs(const cli_common *c, const compress_options *o, search_importance_options *importance, work *w, err *e)
+{
+    data_options d = { .limit = o->limit, .fail_on_bad = !strcmp(o->bad, "fail"), .seed = (uint64_t)c->seed };
+    nn_build b = { .classes = (int)o->classes, .width = o->width };
+    if (!data_size_parse(&d, o->size, e) || !nn_build_input(&b, o->input, e)
+        || !(w->train = data_open(o->data, "train", &d, e)))
+        return false;
+    search_importance_defaults(importance, data_count(w->train));
+    d.limit = o->val_limit;
+    return search_importance_fits(importance, data_count(w->train), e) && (w->val = data_open(o->data, "val", &d, e))
+        && (w->base = train_open_model(o->model, &b, w->train, (uint64_t)c->seed, e));
+}
+
+static void fill_job(const cli_common *c, const compress_options *o, const train_recipe *recipe, const work *w, search_job *j)
+{
+    j->base = w->base;
+    j->train = w->train;
+    j->val = w->val;
     j->run_dir = o->run;
     j->speedup = o->speedup;
     j->method = search_method_find(o->method);
     j->identity = o->identity || !strcmp(o->method, "layeronly");     /* it removes nothing else */
-    j->build = (nn_build){ .classes = (int)o->classes, .width = o->width };
-    j->base = *recipe;
-    j->base.epochs = o->train_epochs;
-    j->base.lr = o->train_lr;
-    j->base.batch = (int)o->train_batch;
-    j->tune = *train_recipe_find("finetune");
-    j->tune.augment = recipe->augment;
-    j->tune.epochs = o->epochs;
-    j->tune.lr = o->lr;
-    j->tune.batch = (int)o->train_batch;
-    j->tune.smoothing = o->smoothing;
-    j->tune.kd = o->distill ? o->kd : 0;
-    j->tune.temperature = o->temperature;
+    j->train_base = nn_model_find(o->model) != NULL;
+    j->base_recipe = *recipe;
+    train_recipe_shorten(&j->base_recipe, o->train_epochs);
+    j->base_recipe.lr = o->train_lr;
+    j->base_recipe.batch = (int)o->train_batch;
+    j->tune_recipe = *train_recipe_find("finetune");
+    j->tune_recipe.augment = recipe->augment;
+    train_recipe_shorten(&j->tune_recipe, o->epochs);
+    j->tune_recipe.lr = o->lr;
+    j->tune_recipe.batch = (int)o->train_batch;
+    j->tune_recipe.smoothing = o->smoothing;
+    j->tune_recipe.kd = o->distill ? o->kd : 0;
+    j->tune_recipe.temperature = o->temperature;
     j->distill = o->distill;
     j->latency = (search_latency_options){ .batch = (int)o->batch, .time = { .rounds = (int)o->rounds } };
-    j->importance = (search_importance_options){
-        .augment = recipe->augment, .epochs = o->imp_epochs, .lr = o->imp_lr, .batch = (int)o->train_batch, .train_images = o->imp_train,
-        .score_images = o->imp_score, .scores = (int)o->scores, .keep_single = o->keep_single, .seed = (uint64_t)c->seed };
-    while (strcmp(scores[j->importance.method], o->score)) j->importance.method++;
-    j->train_data = (data_options){ .limit = o->limit, .fail_on_bad = !strcmp(o->bad, "fail"), .seed = (uint64_t)c->seed };
-    if (!data_size_parse(&j->train_data, o->size, e)) return false;
-    j->val_data = j->train_data;
-    j->val_data.limit = o->val_limit;
+    j->importance.augment = recipe->augment;
     j->seed = (uint64_t)c->seed;
-    return nn_build_input(&j->build, o->input, e);
 }
 
 /* config.json: every value, those left to the network and the data as they turned out, and the hash of the
  * model file, so that another network is noticed. A file has no width: null. */
-static bool describe(void *ctx, const nn_graph *base, const data_set *train, const search_importance_options *importance, buf *config, err *e)
+static bool describe(const cli_common *c, compress_options o, const train_recipe *recipe, const search_importance_options *importance, work *w, err *e)
 {
-    const screen *s = ctx;
-    compress_options o = *s->o;
     const nn_model *builder = nn_model_find(o.model);
-    const nn_node *in = nn_input(base, 0);
+    const nn_node *in = nn_input(w->base, 0);
     char hash[65] = "", input[64], size[48];
     snprintf(input, sizeof input, "%lld,%lld,%lld", (long long)in->dim[3], (long long)in->dim[1], (long long)in->dim[2]);
     snprintf(size, sizeof size, "%lld,%lld", (long long)in->dim[1], (long long)in->dim[2]);
     o.input = input;
     o.size = size;
-    o.classes = data_classes(train);
+    o.recipe = recipe->name;
+    o.classes = data_classes(w->train);
     o.imp_train = importance->train_images;
     o.imp_score = importance->score_images;
     if (!o.width) o.width = builder ? builder->standard.width : (double)NAN;
     if (!builder && !file_sha256(o.model, hash, e)) return false;
-    json_writer w = json_writer_on(config, true);
-    json_begin(&w, NULL, '{');
-    cli_config(&w, &cmd_compress, s->c, &o);
-    if (!builder) json_text(&w, "model_sha256", hash);
-    json_end(&w, '}');
-    return true;
+    json_writer j = json_writer_on(&w->config, true);
+    json_begin(&j, NULL, '{');
+    cli_config(&j, &cmd_compress, c, &o);
+    if (!builder) json_text(&j, "model_sha256", hash);
+    json_end(&j, '}');
+    return !w->config.failed || err_set(e, ERR_NOMEM, "no memory for config.json");
 }
 
 static bool print_outcome(const cli_common *c, const compress_options *o, const search_outcome *out, err *e)
@@ -163,18 +175,39 @@ static bool print_outcome(const cli_common *c, const compress_options *o, const 
     return ok;
 }
 
+static bool prepare(const cli_common *c, const compress_options *o, work *w, search_job *j, err *e)
+{
+    const train_recipe *recipe = train_recipe_for(o->recipe, NULL, false, e);      /* a mistyped one costs no time */
+    j->importance = (search_importance_options){
+        .epochs = o->imp_epochs, .lr = o->imp_lr, .batch = (int)o->train_batch, .train_images = o->imp_train,
+        .score_images = o->imp_score, .scores = (int)o->scores, .keep_single = o->keep_single, .seed = (uint64_t)c->seed };
+    while (strcmp(scores[j->importance.method], o->score)) j->importance.method++;
+    if (!recipe || !check_numbers(o, j, e) || !open_inputs(c, o, &j->importance, w, e)) return false;
+    recipe = train_recipe_for(o->recipe, w->base, false, e);
+    fill_job(c, o, recipe, w, j);
+    if (!describe(c, *o, recipe, &j->importance, w, e)) return false;
+    j->config = w->config.data;
+    return true;
+}
+
 static bool run(const cli_common *c, const void *opt, int n_word, char **word, err *e)
 {
     (void)n_word, (void)word;
     const compress_options *o = opt;
-    screen s = { .quiet = c->quiet, .c = c, .o = o };
-    search_job j = { .describe = describe, .progress = progress, .warn = warn, .ctx = &s };
+    screen s = { .quiet = c->quiet };
+    work w = { 0 };
+    search_job j = { .progress = progress, .warn = warn, .ctx = &s };
     search_outcome out = { 0 };
-    bool ok = fill_job(c, o, &j, e) && search_compress(&j, &out, e);
+    bool ok = prepare(c, o, &w, &j, e) && search_compress(&j, &out, e);
     if (s.stage[0]) cli_progress_end(&s.p);
     if (!ok && c->json && out.least_ms > 0)
         printf("{\"feasible\":false,\"budget_ms\":%.9g,\"least_ms\":%.9g}\n", out.budget_ms, out.least_ms);
-    return ok && print_outcome(c, o, &out, e);
+    ok = ok && print_outcome(c, o, &out, e);
+    nn_graph_free(w.base);
+    data_free(w.val);
+    data_free(w.train);
+    buf_free(&w.config);
+    return ok;
 }
 
 const cli_verb cmd_compress = {

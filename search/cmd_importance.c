@@ -20,7 +20,7 @@ static const cli_option options[] = {
     { "epochs", CLI_NUMBER, offsetof(importance_options, epochs), "1", "0:1000", "of the short fine-tuning" },
     { "lr", CLI_NUMBER, offsetof(importance_options, lr), "0.05", "0:100", "peak learning rate, cosine to 0" },
     { "batch", CLI_INT, offsetof(importance_options, batch), "128", "2:65536", "images per step" },
-    { "recipe", CLI_TEXT, offsetof(importance_options, recipe), "cifar-resnet", NULL, "recipe whose augmentation is used" },
+    { "recipe", CLI_TEXT, offsetof(importance_options, recipe), NULL, NULL, "recipe whose augmentation is used (by the input's size)" },
     { "train-images", CLI_INT, offsetof(importance_options, train_images), "0", "0:", "for fine-tuning; 0: a tenth, at most 50000" },
     { "score-images", CLI_INT, offsetof(importance_options, score_images), "0", "0:", "for scoring, disjoint; 0: a tenth" },
     { "scores", CLI_INT, offsetof(importance_options, scores), "1", "1:1000", "repeats with other seeds, averaged" },
@@ -78,8 +78,8 @@ static bool check_range(const importance_options *o, int entries, err *e)
 static bool score(const cli_common *c, const importance_options *o, const nn_graph *g, const data_set *set, err *e)
 {
     search_table t = { 0 };
-    const train_recipe *recipe = train_recipe_find(o->recipe);
-    if (!recipe) return err_set(e, ERR_USAGE, "--recipe %s is not known", o->recipe);
+    const train_recipe *recipe = train_recipe_for(o->recipe, g, false, e);
+    if (!recipe) return false;
     cli_progress p = cli_progress_start("importance", 1, c->quiet);
     search_importance_options s = {
         .epochs = o->epochs, .lr = o->lr, .batch = (int)o->batch, .scores = (int)o->scores, .keep_single = o->keep_single,

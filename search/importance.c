@@ -96,7 +96,7 @@ static bool tune_network(nn_graph *g, const job *j, uint64_t seed, int64_t *step
         return train_bn_estimate(g, j->set, j->tune, j->n_tune, j->o->batch, seed, e);
     train_job t = { .g = g, .train = j->set, .index = j->tune, .n = j->n_tune, .seed = seed,
                     .recipe = *train_recipe_find("importance") };
-    t.recipe.epochs = j->o->epochs;
+    train_recipe_shorten(&t.recipe, j->o->epochs);
     t.recipe.lr = j->o->lr;
     t.recipe.batch = j->o->batch;
     t.recipe.augment = j->o->augment;

@@ -15,7 +15,6 @@ static const double margin = 0.03;                       /* of a speed-up, so th
 
 typedef struct {                 /* what the stages hand to each other */
     const search_job *job;
-    data_set *train, *val;
     nn_graph *base, *pruned, *tuned, *merged;
     search_chain *chain;
     search_table table;          /* all entries */
@@ -56,7 +55,7 @@ static void tick_train(void *ctx, const train_tick *t)
 
 static bool train_stage(run_state *s, nn_graph *g, const train_recipe *recipe, nn_graph *teacher, const char *dir, const char *name, err *e)
 {
-    train_job t = { .g = g, .teacher = teacher, .train = s->train, .val = s->val, .recipe = *recipe, .seed = s->job->seed,
+    train_job t = { .g = g, .teacher = teacher, .train = s->job->train, .val = s->job->val, .recipe = *recipe, .seed = s->job->seed,
                     .run_dir = dir, .identity = name, .tick = tick_train, .ctx = s };
     train_result r;
     if (!teacher) t.recipe.kd = 0;
@@ -68,12 +67,12 @@ static bool stage_base(run_state *s, err *e)
     char path[4096], dir[4096];
     at(s, "base.safetensors", path);
     if (!file_exists(path)) {
-        bool builder = nn_model_find(s->job->model) != NULL;
-        if ((builder && !train_stage(s, s->base, &s->job->base, NULL, at(s, "base", dir), "base", e))
-            || !nn_model_save(s->base, path, NULL, 0, e))
-            return false;
+        nn_graph *g = nn_graph_copy(s->job->base, e);
+        bool ok = g && (!s->job->train_base || train_stage(s, g, &s->job->base_recipe, NULL, at(s, "base", dir), "base", e))
+               && nn_model_save(g, path, NULL, 0, e);
+        nn_graph_free(g);
+        if (!ok) return false;
     }
-    nn_graph_free(s->base);
     return (s->base = nn_model_load(path, e)) != NULL;
 }
 
@@ -149,11 +148,10 @@ static bool stage_importance(run_state *s, err *e)
 {
     char dir[4096], path[4096];
     search_importance_options o = s->job->importance;
-    search_importance_defaults(&o, data_count(s->train));
     o.tick = tick_entry;
     o.ctx = s;
     at(s, "importance", dir);
-    return search_importance_run(s->chain, &s->table, s->train, &o, dir, e)
+    return search_importance_run(s->chain, &s->table, s->job->train, &o, dir, e)
         && search_importance_collect(s->chain, &s->table, dir, e)
         && search_write_importance(&s->table, at(s, "normalized_importance.csv", path), e);
 }
@@ -299,7 +297,7 @@ static bool stage_tune(run_state *s, err *e)
     at(s, "tuned.safetensors", path);
     if (!file_exists(path)) {
         nn_graph *g = nn_graph_copy(s->pruned, e);
-        bool ok = g && train_stage(s, g, &s->job->tune, s->job->distill ? s->base : NULL, s->job->run_dir, "tune", e)
+        bool ok = g && train_stage(s, g, &s->job->tune_recipe, s->job->distill ? s->base : NULL, s->job->run_dir, "tune", e)
                && nn_model_save(g, path, NULL, 0, e);
         nn_graph_free(g);
         if (!ok) return false;
@@ -334,7 +332,7 @@ static bool stage_merge(run_state *s, err *e)
     search_verdict noise;
     if (!(s->merged = search_merge(s->chain, &s->solution, s->tuned, e))) return false;
     if (!search_verify(s->tuned, s->merged, NULL, VERIFY_NOISE, s->job->seed, 1e-4, &noise, e)
-        || !search_verify(s->tuned, s->merged, s->val, data_count(s->val), s->job->seed, 1e-4, &s->verdict, e))
+        || !search_verify(s->tuned, s->merged, s->job->val, data_count(s->job->val), s->job->seed, 1e-4, &s->verdict, e))
         return e->code != ERR_NONFINITE ? false : err_note(e, "%s", at(s, "tuned.safetensors", path));
     s->verdict.verified &= noise.verified;
     s->verdict.max_abs = fmax(s->verdict.max_abs, noise.max_abs);
@@ -352,7 +350,7 @@ static bool stage_measure(run_state *s, err *e)
     nn_graph *g[3] = { s->base, s->tuned, s->merged };
     for (int k = 0; k < 3; k++) {
         say(s, k, 4, NULL);
-        if (!eval_run(g[k], s->val, NULL, 0, 0, &s->accuracy[k], NULL, e)) return false;
+        if (!eval_run(g[k], s->job->val, NULL, 0, 0, &s->accuracy[k], NULL, e)) return false;
     }
     say(s, 3, 4, NULL);
     return time_plans(s, g, 3, s->timing, e);
@@ -434,28 +432,6 @@ static const struct { const char *name; bool (*run)(run_state *s, err *e); } sta
     { "fine-tune", stage_tune }, { "merge and verify", stage_merge }, { "measure", stage_measure },
 };
 
-static bool claim_folder(const run_state *s, const search_importance_options *importance, err *e)
-{
-    buf config = { 0 };
-    bool ok = s->job->describe(s->job->ctx, s->base, s->train, importance, &config, e)
-           && (!config.failed || err_set(e, ERR_NOMEM, "no memory for config.json")) && run_dir_open(s->job->run_dir, config.data, e);
-    buf_free(&config);
-    return ok;
-}
-
-/* Only then is the folder claimed: a mistyped name must not pin it to a command that cannot run. */
-static bool open_inputs(run_state *s, err *e)
-{
-    const search_job *job = s->job;
-    search_importance_options importance = job->importance;
-    if (!(s->train = data_open(job->data, "train", &job->train_data, e))) return false;
-    search_importance_defaults(&importance, data_count(s->train));
-    return search_importance_fits(&importance, data_count(s->train), e)
-        && (s->val = data_open(job->data, "val", &job->val_data, e))
-        && (s->base = train_open_model(job->model, &job->build, s->train, job->seed, e))
-        && claim_folder(s, &importance, e);
-}
-
 static void warn_bad(const search_job *job, const data_set *s)
 {
     buf text = { 0 };
@@ -474,8 +450,6 @@ static void state_free(run_state *s)
     nn_graph_free(s->tuned);
     nn_graph_free(s->pruned);
     nn_graph_free(s->base);
-    data_free(s->val);
-    data_free(s->train);
 }
 
 static bool log_outcome(const search_job *job, const search_outcome *o, err *e)
@@ -490,7 +464,7 @@ bool search_compress(const search_job *job, search_outcome *out, err *e)
 {
     run_state s = { .job = job };
     *out = (search_outcome){ 0 };
-    bool ok = open_inputs(&s, e);
+    bool ok = run_dir_open(job->run_dir, job->config, e);
     for (size_t k = 0; ok && k < sizeof stages / sizeof *stages; k++) {
         s.stage = stages[k].name;
         ok = run_dir_log(job->run_dir, s.stage, e) && stages[k].run(&s, e);
@@ -499,8 +473,8 @@ bool search_compress(const search_job *job, search_outcome *out, err *e)
     if (ok) {
         fill_outcome(&s, out);
         ok = write_report(&s, out, e) && log_outcome(job, out, e);
-        warn_bad(job, s.train);
-        warn_bad(job, s.val);
+        warn_bad(job, job->train);
+        warn_bad(job, job->val);
     }
     if (!ok) {
         run_dir_log(job->run_dir, e->msg, NULL);

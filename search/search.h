@@ -197,19 +197,18 @@ bool search_report(const char *run_dir, err *e);
 /* ---- the whole path ------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    const char *model, *data, *run_dir;      /* model: a builder name (trained first) or a file */
-    /* JSON that run_dir is pinned to, once model and data are open: what was left to them is known then. */
-    bool (*describe)(void *ctx, const nn_graph *base, const data_set *train, const search_importance_options *o, buf *config, err *e);
-    nn_build build;              /* of a builder; classes and input come from the data when 0 */
+    const nn_graph *base;
+    const data_set *train, *val;
+    const char *run_dir, *config;            /* config: JSON that run_dir is pinned to */
     double  speedup;             /* budget = base latency / speedup, or … */
     int64_t budget_ns;           /* … this, when speedup is 0 */
     const search_method *method;
     bool    identity;
-    train_recipe base, tune;     /* training of a builder; fine-tuning of the pruned network */
+    bool    train_base;          /* base has random weights and is trained first, … */
+    train_recipe base_recipe, tune_recipe;   /* … so; fine-tuning of the pruned network */
     bool    distill;             /* fine-tune with the base network as the teacher */
     search_latency_options latency;
     search_importance_options importance;
-    data_options train_data, val_data;
     uint64_t seed;
     void (*progress)(void *ctx, const char *stage, int64_t done, int64_t total, const char *note);
     void (*warn)(void *ctx, const char *sentence);   /* what a user should know; may be NULL */

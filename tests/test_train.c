@@ -99,6 +99,34 @@ static void every_recipe_has_its_own_name_a_source_and_sensible_numbers(void) {
     data_free(s);
 }
 
+static void without_a_name_the_recipe_follows_the_input_size_and_the_start(void) {
+    static const struct { int side; bool trained; const char *want; } cases[] = {
+        { 32, false, "cifar-resnet" }, { 64, true, "finetune" }, { 96, false, "imagenet" }, { 224, true, "transfer" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        err e = {0};
+        nn_build b = { .classes = 10, .h = cases[i].side, .w = cases[i].side };
+        nn_graph *g = nn_model_open("resnet18", &b, 1, &e);
+        const train_recipe *r = g ? train_recipe_for(NULL, g, cases[i].trained, &e) : NULL;
+        CHECK_OK(r != NULL, e);
+        if (r) CHECK(!strcmp(r->name, cases[i].want));
+        if (g) CHECK(train_recipe_for("resnet34", g, cases[i].trained, &e) == train_recipe_find("resnet34"));
+        nn_graph_free(g);
+    }
+    err e = {0};
+    CHECK(!train_recipe_for("no such recipe", NULL, false, &e) && e.code == ERR_USAGE);
+    CHECK(strstr(e.msg, "cifar-resnet") != NULL);
+}
+
+static void a_short_run_warms_up_for_a_quarter_of_it_at_most(void) {
+    train_recipe r = { .lr = 0.4, .sched = SCHED_COSINE, .epochs = 90, .warmup_epochs = 5 };
+    train_recipe_shorten(&r, 40);
+    CHECK(r.epochs == 40 && r.warmup_epochs == 5);
+    train_recipe_shorten(&r, 1);
+    CHECK(r.epochs == 1 && r.warmup_epochs == 0.25);
+    CHECK(schedule_lr(&r, 39, 40, 40) < 0.01 * r.lr);
+}
+
 /* ---- optimisers ---------------------------------------------------------------------------------------- */
 
 /* Some steps of the optimiser on real gradients, beside the textbook in double. */
@@ -725,6 +753,8 @@ int main(void) {
     RUN(warm_up_is_linear_and_the_rest_follows_from_the_peak);
     RUN(steps_divide_by_ten_at_a_half_and_at_three_quarters);
     RUN(every_recipe_has_its_own_name_a_source_and_sensible_numbers);
+    RUN(without_a_name_the_recipe_follows_the_input_size_and_the_start);
+    RUN(a_short_run_warms_up_for_a_quarter_of_it_at_most);
     RUN(sgd_is_pytorchs_with_and_without_nesterov_and_decays_weights_only);
     RUN(adam_and_adamw_are_pytorchs);
     RUN(clipping_limits_the_global_norm_and_never_enlarges);

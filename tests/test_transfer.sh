@@ -24,6 +24,7 @@ check "some of them make a smaller head" exits 0 train --pretrained "$dir/ten" -
 check "which is said" says 'linear with 4 of its 10 classes'
 check "a run folder remembers both" exits 0 train --pretrained "$dir/ten" --map "10to:$dir/some" --data $shapes,classes=4 --run "$dir/run"
 check "in its configuration" grep -q '"pretrained-sha256": "[0-9a-f]\{64\}"' "$dir/run/config.json"
+check "with the recipe for weights that were trained" grep -q '"name": "finetune"' "$dir/run/config.json"
 check "and refuses others" exits 78 train --pretrained "$dir/same" --map "10to:$dir/some" --data $shapes,classes=4 --run "$dir/run"
 
 seq 9 -1 0 > "$dir/turned"
@@ -50,14 +51,17 @@ check "another network's weights do not fit" exits 65 train --model resnet56 --p
 check "nothing was written" [ ! -e "$dir/no" ]
 
 # TEST_FEW: twenty images each, which say nothing about an accuracy.
-images=100 limit= judge=check
-[ -z "$TEST_FEW" ] || { images=20 limit="--limit 20" judge=true; }
+images=100 limit= judge=check batch=
+[ -z "$TEST_FEW" ] || { images=20 limit="--limit 20" judge=true batch="--batch 4"; }
 weights=../shared/data/weights/mobilenet_v2_1.0_deq_fp32.pth data=../shared/data/imagenette-224
 if [ -f $weights ] && [ -d $data ]; then
     printf '%s\n' 0 217 482 491 497 566 569 571 574 701 > "$dir/imagenette"
     check "published weights of 1000 classes know ten of them untrained" exits 0 train --model mobilenetv2 --pretrained $weights \
         --map "1000to:$dir/imagenette" --data $data --val-limit $images --out "$dir/v2" --json
     $judge "nearly all" awk -v top1="$(sed 's/.*"top1":\([0-9.]*\).*/\1/' "$dir/stdout")" 'BEGIN { exit !(top1 >= 95) }'
+    check "one epoch of defaults teaches a new head" exits 0 "$lm" train --model mobilenetv2 --pretrained $weights --classes 10 --data $data \
+        --epochs 1 --val-limit $images $limit --size 96 --out "$dir/v2new" --json $batch
+    $judge "most of ten classes" awk -v top1="$(sed 's/.*"top1":\([0-9.]*\).*/\1/' "$dir/stdout")" 'BEGIN { exit !(top1 >= 80) }'
     check "the network as it was published, with all its classes" exits 0 "$lm" import --weights $weights --arch mobilenetv2 --out "$dir/v2all"
     check "knows which of the 1000 they are" exits 0 "$lm" eval --model "$dir/v2all" --map "1000to:$dir/imagenette" --crop-pct 1 --data $data --json $limit
     $judge "as often as PyTorch, 71.1 % of 700, to an image" near top1 71.1 0.2

@@ -47,7 +47,7 @@ static const cli_option options[] = {
     { "data", CLI_TEXT, AT(data), "!", NULL, "data set: a folder, or builtin:shapes[,...]" },
     { "out", CLI_TEXT, AT(out), NULL, NULL, "trained model (RUN/model.safetensors with --run)" },
     { "run", CLI_TEXT, AT(run), NULL, NULL, "run folder: metrics, log, checkpoints; continues from them" },
-    { "recipe", CLI_TEXT, AT(recipe), NULL, NULL, "row of numbers to start from (cifar-resnet)" },
+    { "recipe", CLI_TEXT, AT(recipe), NULL, NULL, "row of numbers to start from (by input size and start)" },
     { "model-ema", CLI_FLAG, AT(model_ema), NULL, NULL, "keep a moving average of the weights as the model" },
     NUMBERS(OPTION)
     { "opt", CLI_CHOICE, AT(opt), NULL, "sgd|adam|adamw", "optimiser" },
@@ -106,17 +106,11 @@ static int index_of(const char *word, const char *const *list) {
     return i;
 }
 
-static bool unknown_recipe(const char *name, err *e) {
-    buf b = {0};
-    for (const train_recipe *r = train_recipes; r->name; r++) buf_printf(&b, " %s", r->name);
-    err_set(e, ERR_USAGE, "--recipe %s: there are%s", name, b.data ? b.data : "");
-    buf_free(&b);
-    return false;
-}
-
-static bool resolve(const train_options *o, train_recipe *r, err *e) {
-    const train_recipe *row = o->recipe ? train_recipe_find(o->recipe) : &train_recipes[0];
-    if (!row) return unknown_recipe(o->recipe, e);
+/* Flags are refused before the data is opened, with g NULL; what is left to the network is known after. */
+static bool resolve(const train_options *o, const nn_graph *g, train_recipe *r, err *e) {
+    bool trained = o->pretrained || !o->model || !nn_model_find(o->model);
+    const train_recipe *row = train_recipe_for(o->recipe, g, trained, e);
+    if (!row) return false;
     *r = *row;
     if (o->distill && r->kd <= 0) r->kd = 0.3;   /* Kim et al. 2023 */
     if (o->model_ema && r->ema <= 0) r->ema = 0.9998;   /* timm's */
@@ -124,6 +118,7 @@ static bool resolve(const train_options *o, train_recipe *r, err *e) {
         const char *text = *(const char *const *)(const void *)((const char *)o + numbers[i].text);
         if (text && !override(&numbers[i], text, r, e)) return false;
     }
+    if (o->number.epochs && !o->number.warmup) train_recipe_shorten(r, r->epochs);
     if (o->aa && !data_randaug_parse(&r->augment.aa, o->aa, e)) return false;
     if (o->opt) r->opt = (train_opt)index_of(o->opt, opt_names);
     if (o->sched) r->sched = (train_sched)index_of(o->sched, sched_names);
@@ -379,8 +374,8 @@ static bool train_and_write(work *w, err *e) {
 static bool run(const cli_common *c, const void *opt, int n_word, char **word, err *e) {
     (void)n_word, (void)word;
     work w = { .c = c, .o = opt, .room = -1 };
-    bool ok = resolve(w.o, &w.recipe, e) && settle_out(&w, e) && open_data(&w, e) && open_models(&w, e)
-           && describe(&w, e) && (!w.o->run || run_dir_open(w.o->run, w.config.data, e))
+    bool ok = resolve(w.o, NULL, &w.recipe, e) && settle_out(&w, e) && open_data(&w, e) && open_models(&w, e)
+           && resolve(w.o, w.g, &w.recipe, e) && describe(&w, e) && (!w.o->run || run_dir_open(w.o->run, w.config.data, e))
            && hold_room(&w, e) && train_and_write(&w, e);
     release_room(&w);
     nn_graph_free(w.g);

@@ -26,8 +26,13 @@ typedef struct {                 /* numbers of the paper's tables; a row of reci
     double kd, temperature;      /* weight of the distillation term; needs a teacher */
     data_augment augment;
 } train_recipe;
-extern const train_recipe train_recipes[];               /* ends with name NULL; row 0 is the default */
+extern const train_recipe train_recipes[];               /* ends with name NULL */
 const train_recipe *train_recipe_find(const char *name);
+/* The row called name (ERR_USAGE, with the list, when there is none); for name NULL the one for networks
+ * of g's input size, to train them (g NULL: small ones) or to continue from weights that were trained. */
+const train_recipe *train_recipe_for(const char *name, const nn_graph *g, bool trained, err *e);
+/* Other epochs than the recipe's: the warm-up is at most a quarter of them. */
+void train_recipe_shorten(train_recipe *r, double epochs);
 
 /* A model file, or a builder whose classes and input come from the data where b leaves them 0, and
  * which gets the data's preprocessing for its input size. Other classes than the data's: ERR_CONFIG. */
