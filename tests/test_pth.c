@@ -318,8 +318,19 @@ static void what_stands_beside_the_state_dict_is_passed_over(void) {
     OPS(&object, "ctorch\ndevice\n");
     put_text(&object, "cpu");
     OPS(&object, "\x85R");
+    put_text(&object, "accuracy");            /* numpy.float64(0) */
+    OPS(&object, "cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n");
+    put_text(&object, "f8");
+    OPS(&object, "\x89\x88\x87R(K\3");
+    put_text(&object, "<");
+    OPS(&object, "NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tbc_codecs\nencode\n");
+    put_text(&object, "xxxxxxxx");
+    put_text(&object, "latin1");
+    OPS(&object, "\x86R\x86R");
+    put_text(&object, "bytes");
+    OPS(&object, "C\2abB\1\0\0\0c\x86");
     put_text(&object, "optimizer");
-    OPS(&object, "}");
+    OPS(&object, "ccollections\ndefaultdict\nc__builtin__\ndict\n\x85R");
     put_text(&object, "momentum");
     put_tensor(&object, t);
     OPS(&object, "s");
