@@ -1,9 +1,14 @@
-/* The two register tiles of dense convolution.
+/* The register tiles of dense convolution.
  *
- * Forward and data gradient: MR pixels × NV vectors of out-channels. The sum runs over `runs`
+ * Forward and data gradient, tile: MR pixels × NV vectors of out-channels. The sum runs over `runs`
  * stretches of `len` consecutive input floats (a tap's channels, or a whole row of taps), the same
  * for every pixel up to where the pixel starts; the packed weights hold NV*LANES out-channels for
  * each step. A long sum may come in parts: accumulators rest in memory between them.
+ *
+ * Forward and data gradient, strip: the same of MR neighbours in a line, for several neighbouring taps
+ * at once. A channel of a pixel is then loaded once for all outputs that it belongs to: half of the
+ * loads, which count where another thread of the core takes a part of the instructions it can start. Sixteen
+ * registers are too few for that.
  *
  * Weight gradient: MR in-channels (of a tap, or of a row of taps) × NV vectors of out-channels; the sum runs
  * over images, lines and pixels. */
@@ -58,25 +63,20 @@ INLINE void tile_store(const int MR, const int NV, const bool plain, const tile_
     }
 }
 
-INLINE void tile_body(const int MR, const int NV, const tile_args *t)
+INLINE void tile_start(const int MR, const int NV, const tile_args *t, vf acc[][2])
 {
-    const float *p[TILE_MAX];
-    vf acc[TILE_MAX][2], start[2];
+    vf start[2];
     UNROLL for (int v = 0; v < NV; v++)
         start[v] = t->bias ? v_load_n(t->bias + v * LANES, v == NV - 1 ? t->lanes : LANES) : v_zero();
-    UNROLL for (int i = 0; i < MR; i++) {
-        p[i] = t->x + t->ox[i];
+    UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start[v];
-    }
     if (t->resume)
         UNROLL for (int i = 0; i < MR; i++)
             UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_load(t->sum + (i * NV + v) * LANES);
-    for (int r = 0; r < t->runs; r++) {
-        const float *w = t->w + t->run[r].w;
-        int64_t c = t->run[r].x, end = c + t->len;
-        if (NV == 2 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, t->ahead, acc);
-        else tile_stretch(MR, NV, false, p, c, end, w, 0, acc);
-    }
+}
+
+INLINE void tile_end(const int MR, const int NV, const tile_args *t, vf acc[][2])
+{
     if (t->suspend) {
         UNROLL for (int i = 0; i < MR; i++)
             UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
@@ -84,6 +84,70 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
     }
     if (t->lanes == LANES && !t->residual) tile_store(MR, NV, true, t, acc);
     else tile_store(MR, NV, false, t, acc);
+}
+
+INLINE void tile_body(const int MR, const int NV, const tile_args *t)
+{
+    const float *p[TILE_MAX];
+    vf acc[TILE_MAX][2];
+    UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + t->ox[i];
+    tile_start(MR, NV, t, acc);
+    for (int r = 0; r < t->runs; r++) {
+        const float *w = t->w + t->run[r].w;
+        int64_t c = t->run[r].x, end = c + t->len;
+        if (NV == 2 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, t->ahead, acc);
+        else tile_stretch(MR, NV, false, p, c, end, w, 0, acc);
+    }
+    tile_end(MR, NV, t, acc);
+}
+
+/* W taps of input channels [c, end). ENDS: only the first and the last pixel may be outside the image, which is all
+ * that 3×3 kernels want. Two lines of weights are fetched ahead of every step. */
+INLINE void strip_stretch(const int MR, const int NV, const int W, const bool AHEAD, const bool ENDS, const float *const *p,
+                          int64_t c, int64_t end, uint32_t live, const float *w, int64_t ahead, vf acc[][2])
+{
+    const int last = MR + W - 2;
+    const bool at_first = live & 1, at_last = live >> last & 1;
+    for (; c < end; c++, w += W * NV * LANES) {
+        vf b[STRIP_TAPS][2];
+        if (AHEAD) {
+            __builtin_prefetch(w + ahead, 0, 2);
+            __builtin_prefetch(w + ahead + LINE, 0, 2);
+        }
+        UNROLL for (int k = 0; k < W; k++)
+            UNROLL for (int v = 0; v < NV; v++) b[k][v] = v_load(w + (k * NV + v) * LANES);
+        if (!ENDS) live = bits_held(live);
+        UNROLL for (int j = 0; j <= last; j++) {
+            if (ENDS ? (j == 0 && !at_first) || (j == last && !at_last) : !(live >> j & 1)) continue;
+            const vf a = v_held(v_set1(p[j][c]));
+            UNROLL for (int k = 0; k < W; k++)
+                if (j >= k && j - k < MR)
+                    UNROLL for (int v = 0; v < NV; v++) acc[j - k][v] = v_fma(a, b[k][v], acc[j - k][v]);
+        }
+    }
+}
+
+INLINE void strip_run(const int MR, const int NV, const int W, const float *const *p, const tile_args *t, const conv_run *r,
+                      vf acc[][2])
+{
+    const float *w = t->w + r->w;
+    const int64_t c = r->x, end = c + t->len;
+    const uint32_t all = (1u << (MR + W - 1)) - 1, ends = 1 | (all + 1) >> 1;
+    if ((r->live | ends) != all) strip_stretch(MR, NV, W, NV == 2, false, p, c, end, r->live, w, t->ahead, acc);
+    else if (NV == 2 && t->ahead) strip_stretch(MR, NV, W, true, true, p, c, end, r->live, w, t->ahead, acc);
+    else strip_stretch(MR, NV, W, false, true, p, c, end, r->live, w, 0, acc);
+}
+
+INLINE void strip_body(const int MR, const int NV, const tile_args *t)
+{
+    const float *p[TILE_MAX + STRIP_TAPS - 1];
+    vf acc[TILE_MAX][2];
+    UNROLL for (int j = 0; j < MR + STRIP_TAPS - 1; j++) p[j] = t->x + t->ox[0] + j * t->x_step;
+    tile_start(MR, NV, t, acc);
+    for (const conv_run *r = t->run; r < t->run + t->runs; r++)
+        if (r->taps == 2) strip_run(MR, NV, 2, p, t, r, acc);
+        else strip_run(MR, NV, 3, p, t, r, acc);
+    tile_end(MR, NV, t, acc);
 }
 
 INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wtile_args *t, vf acc[][2])
@@ -127,21 +191,30 @@ INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
 #define TALLER_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1)
 #define MORE_1(X) TALLER_1(X) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
 #define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-enum { TALLEST_1 = 12, TALLEST_2 = 14, WTALLEST_1 = 16, WTALLEST_2 = 14 };
+enum { TALLEST_1 = 12, TALLEST_2 = 14, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+#define STRIPS_1(X) HEIGHTS_1(X) MORE_1(X)
+#define STRIPS_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2)
 #elif defined(__AVX2__)
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X) X(6, 2)
-enum { TALLEST_1 = 8, TALLEST_2 = 6, WTALLEST_1 = 8, WTALLEST_2 = 6 };
+enum { TALLEST_1 = 8, TALLEST_2 = 6, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define STRIPS_1(X)
+#define STRIPS_2(X)
 #else
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X)
-enum { TALLEST_1 = 8, TALLEST_2 = 5, WTALLEST_1 = 8, WTALLEST_2 = 5 };
+enum { TALLEST_1 = 8, TALLEST_2 = 5, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define STRIPS_1(X)
+#define STRIPS_2(X)
 #endif
 
 #define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, t); }
 HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X)
+#undef X
+#define X(MR, NV) static void strip_##MR##_##NV(const tile_args *t) { strip_body(MR, NV, t); }
+STRIPS_1(X) STRIPS_2(X)
 #undef X
 #define X(MR, NV) static void wtile_##MR##_##NV(const wtile_args *t) { wtile_body(MR, NV, t); }
 HEIGHTS_1(X) MORE_1(X) HEIGHTS_2(X) MORE_2(X)
@@ -167,11 +240,16 @@ static void fill_conv(kern_table *k)
 #define X(MR, NV) k->tile[NV - 1][MR] = tile_##MR##_##NV;
     HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X)
 #undef X
+#define X(MR, NV) k->strip[NV - 1][MR] = strip_##MR##_##NV;
+    STRIPS_1(X) STRIPS_2(X)
+#undef X
 #define X(MR, NV) k->wtile[NV - 1][MR] = wtile_##MR##_##NV;
     HEIGHTS_1(X) MORE_1(X) HEIGHTS_2(X) MORE_2(X)
 #undef X
     k->tallest[0] = TALLEST_1;
     k->tallest[1] = TALLEST_2;
+    k->longest[0] = LONGEST_1;
+    k->longest[1] = LONGEST_2;
     k->wtallest[0] = WTALLEST_1;
     k->wtallest[1] = WTALLEST_2;
 }

@@ -1,6 +1,6 @@
 /* Forward and data gradient on the register tile, as conv_tile_plan.c has planned them.
  *
- * Packed weights: [group][panel][tap row][tap column][c][16*NV]. */
+ * Packed weights: [group][panel][tap row][tap column][c][16*NV], of strips [group][panel][tap row][chunk][c][tap][16*NV]. */
 #include <math.h>
 #include <string.h>
 
@@ -40,7 +40,8 @@ static void pack_piece(void *ctx, int64_t i, int worker)
     for (int r = 0; r < n; r++) {
         int c = (r0 + r) / taps, t = (r0 + r) % taps;
         from[r] = gather_weight(g, &j->p->s, 0, 0, c, t / g->tw, t % g->tw) - gather_weight(g, &j->p->s, 0, 0, 0, 0, 0);
-        row[r] = ((int64_t)t * g->c + c) * wide;
+        tap_chunk k = tile_chunk_of(j->p, t % g->tw);
+        row[r] = (((int64_t)t / g->tw * g->tw + k.first) * g->c + (int64_t)c * k.taps + t % g->tw - k.first) * wide;
         memset(turn[r] + valid, 0, (size_t)(wide - valid) * sizeof(float));
     }
     if (g->transposed)
@@ -106,9 +107,12 @@ static void fetch_outputs(const tile_plan *p, const tile_args *t, int nv, const 
         for (int v = 0; v < nv; v++) __builtin_prefetch(t->y + *oy + v * kern.lanes, 1, 2);
 }
 
+static const tile_kernel *kernels_of(const tile_plan *p, int nv) { return (p->strips ? kern.strip : kern.tile)[nv - 1]; }
+
 /* One panel: its tiles, which differ in where they read, write, and which taps they find. */
 static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list *list, fetch *next)
 {
+    const tile_kernel *kernel = kernels_of(p, nv);
     for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {
         t->ox = p->ox + piece->pixel;
         t->oy = p->oy + piece->pixel;
@@ -116,50 +120,77 @@ static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list 
         t->runs = piece->runs;
         t->len = piece->len;
         if (p->far && piece + 1 < list->piece + list->n) fetch_outputs(p, t, nv, piece + 1);
-        kern.tile[nv - 1][piece->height](t);
+        kernel[piece->height](t);
         fetch_some(next);
     }
 }
 
-/* The same for steps [from, end) of tap row `row` only: what a tile finds of them is one stretch.
- * Four tiles in turn fetch the block that follows, a quarter each. */
-static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list *list, int row, int from, int end, float *sums)
+/* A part of the sums: steps [from, end) of a row of taps, or channels of a chunk of it. */
+typedef struct { int row, chunk, from, end; } block;
+
+static block block_at(const tile_plan *p, int b)
 {
-    int wide = nv * kern.lanes, tile = 0;
+    int steps = p->strips ? p->g.c : p->g.tw * p->g.c, part = b % p->parts;
+    return (block){ b / p->parts / p->chunks, b / p->parts % p->chunks, (int)((int64_t)steps * part / p->parts) & ~3,
+                    part + 1 == p->parts ? steps : (int)((int64_t)steps * (part + 1) / p->parts) & ~3 };
+}
+
+/* What a piece finds of a block, one stretch: false where that is nothing. first, last: of the piece's sums. */
+static bool find_block(const tile_plan *p, const tile_piece *piece, block b, int nv, conv_run *run, int *len, bool *first,
+                       bool *last)
+{
+    int which = piece->run / p->runs_max, wide = nv * kern.lanes;
+    tap_class d = p->down.c[which / p->across.n], a = p->across.c[which % p->across.n];
+    int t0 = a.t0 * p->g.c, t1 = a.t1 * p->g.c, before = 0, per_row = 1, taps = 1;
+    if (p->strips) {             /* a block has channels of one chunk */
+        int k0 = tile_chunk_of(p, a.t0).which;
+        before = b.chunk - k0;
+        per_row = piece->runs / (int)kern_max(1, d.t1 - d.t0);
+        if (before < 0 || before >= per_row) return false;
+        t0 = 0;
+        t1 = p->g.c;
+    }
+    int at = (int)kern_max(b.from, t0), to = (int)kern_min(b.end, t1);
+    if (b.row < d.t0 || b.row >= d.t1 || at >= to) return false;
+    *run = p->run[nv - 1][piece->run + (b.row - d.t0) * per_row + before];
+    if (p->strips) taps = run->taps;
+    run->x += at - t0;
+    run->w += (at - t0) * wide * taps;
+    *len = to - at;
+    *first = b.row == d.t0 && before == 0 && at == t0;
+    *last = b.row == d.t1 - 1 && before == per_row - 1 && to == t1;
+    return true;
+}
+
+/* The same for one block only. Some tiles in turn fetch the block that follows, two lines of it at every fourth
+ * step, or at every step of a strip. */
+static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list *list, block b, float *sums)
+{
+    const tile_kernel *kernel = kernels_of(p, nv);
+    int wide = nv * kern.lanes, tile = 0, turns = p->strips ? STRIP_TAPS : 4;
     for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++, tile++) {
-        int which = piece->run / p->runs_max;
-        tap_class d = p->down.c[which / p->across.n], a = p->across.c[which % p->across.n];
-        int first = a.t0 * p->g.c, last = a.t1 * p->g.c;
-        int at = (int)kern_max(from, first), to = (int)kern_min(end, last);
-        bool empty = piece->runs == 0;
-        if (empty ? row || from : row < d.t0 || row >= d.t1 || at >= to) continue;
         conv_run run = { 0 };
-        if (!empty) {
-            run = p->run[nv - 1][piece->run + row - d.t0];
-            run.x += at - first;
-            run.w += (at - first) * wide;
-        }
+        bool empty = piece->runs == 0, first = true, last = true;
+        int len = 0;
+        if (empty ? b.row || b.chunk || b.from : !find_block(p, piece, b, nv, &run, &len, &first, &last)) continue;
         t->ox = p->ox + piece->pixel;
         t->oy = p->oy + piece->pixel;
         t->run = &run;
         t->runs = !empty;
-        t->len = to - at;
-        t->resume = !empty && !(row == d.t0 && at == first);
-        t->suspend = !empty && !(row == d.t1 - 1 && to == last);
+        t->len = len;
+        t->resume = !first;
+        t->suspend = !last;
         t->sum = sums + (int64_t)(piece->pixel - list->piece->pixel) * wide;
-        t->ahead = (end - from) * wide + tile % 4 * 32;
-        kern.tile[nv - 1][piece->height](t);
+        t->ahead = (int64_t)(b.end - b.from) * wide * (p->strips ? run.taps : 1) + tile % turns * 32;
+        kernel[piece->height](t);
     }
 }
 
 /* One panel, its sums in blocks. */
 static void run_blocks(const tile_plan *p, tile_args *t, int nv, const tile_list *list, float *sums, fetch *next)
 {
-    int steps = p->g.tw * p->g.c;
-    for (int b = 0; b < p->g.th * p->parts; b++) {
-        int part = b % p->parts, from = (int)((int64_t)steps * part / p->parts) & ~3;
-        int end = part + 1 == p->parts ? steps : (int)((int64_t)steps * (part + 1) / p->parts) & ~3;
-        run_block(p, t, nv, list, b / p->parts, from, end, sums);
+    for (int b = 0; b < p->g.th * p->chunks * p->parts; b++) {
+        run_block(p, t, nv, list, block_at(p, b), sums);
         fetch_some(next);
     }
 }
@@ -179,7 +210,8 @@ static void run_unit(const tile_job *j, unit u, const float *x, int first, int e
             .y = j->y + at + o, .lanes = v.lanes, .lo = j->lo, .hi = j->hi,
             .w = j->packed + p->packed_at + gather_panel_offset(g, per_group) * group + gather_panel_offset(g, k % per_group),
             .bias = j->ep->bias ? j->ep->bias + o : NULL,
-            .residual = j->ep->residual ? j->ep->residual + at + o : NULL, .x = x + group * g->c };
+            .residual = j->ep->residual ? j->ep->residual + at + o : NULL, .x = x + group * g->c,
+            .x_step = (int64_t)g->c * g->groups };
         const tile_list *list = &p->list[v.nv - 1][kind];
         if (p->parts) run_blocks(p, &t, v.nv, list, sums, next);
         else run_tiles(p, &t, v.nv, list, next);
@@ -254,7 +286,7 @@ static void run_task(const tile_job *j, int64_t i, int worker)
         if (k + 1 < u1) {
             const float *from = input_of(p, tile_unit_at(p, k + 1), j->x), *all = j->x + (int64_t)g->n * g->ih * g->iw * ic;
             int64_t floats = kern_min(p->input_floats, all - from);
-            int64_t calls = p->parts ? p->g.th * p->parts : (int64_t)u.imgs * u.rows * u.cols / kern.tallest[0];
+            int64_t calls = p->parts ? p->g.th * p->chunks * p->parts : (int64_t)u.imgs * u.rows * u.cols / kern.tallest[0];
             int64_t tiles = kern_max(1, calls * (end - first));
             next = (fetch){ (const char *)from, (const char *)(from + floats), kern_div_up(floats * 4, tiles) };
         }

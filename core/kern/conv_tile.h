@@ -10,6 +10,9 @@
  * is first copied, with its border of zeros, into scratch that stays in the cache; then columns,
  * or rows and columns, need not be told apart.
  *
+ * Where taps are neighbours, tiles may be strips: neighbours in a line, with the taps of a row in chunks that
+ * know which of their pixels are inside the image. Then each strip of a line is a class.
+ *
  * Where a panel of weights is too long to stay in the cache while the tiles of a unit pass over it,
  * the sum is cut into blocks, parts of one row of taps each. All tiles pass over one block while the
  * next is fetched; their accumulators rest in scratch meanwhile. The order of each sum is the same. */
@@ -41,6 +44,8 @@ struct tile_plan {
     bool copy;
     classes down, across;
     bool merge;                  /* neighbouring taps of a row are one stretch */
+    bool strips;                 /* tiles are strips, and then … */
+    int chunks;                  /* … the taps of a row so many stretches; 1 where they are not */
     int src_w, src_h;            /* what the tile reads: the copy of a unit, or an image */
     conv_run *run[2];            /* [NV-1][class down × class across][runs_max] */
     int runs_max;
@@ -49,13 +54,16 @@ struct tile_plan {
     tile_piece *pieces;          /* of all lists */
     int32_t *ox, *oy;            /* of all lists */
     int workers;
-    int parts;                   /* blocks of a row of taps; 0: sums are not cut */
+    int parts;                   /* blocks of a stretch; 0: sums are not cut */
     bool prologue;               /* flat 1×1 only: a unit is prepared in the room of the copy */
     size_t copy_floats, sum_floats, packed_at;           /* copy and sums of one worker */
     int64_t input_floats;        /* that a unit reads, at most */
     bool far;                    /* the outputs */
 };
 
+/* Taps of a row that lie beside each other for every channel of the packed weights: all of tap b's chunk. */
+typedef struct { int which, first, taps; } tap_chunk;
+tap_chunk tile_chunk_of(const tile_plan *p, int b);
 int64_t tile_units(const tile_plan *p);
 unit    tile_unit_at(const tile_plan *p, int64_t i);
 int     tile_kind_of(const tile_plan *p, unit u);

@@ -1,4 +1,5 @@
 /* Planning for the register tile: see conv_tile.h. */
+#include <math.h>
 #include <string.h>
 
 #include "core/kern/conv_tile.h"
@@ -63,9 +64,10 @@ static int64_t tasks_wanted(const gather *g)
 }
 
 /* A panel above PANEL_FLOATS leaves the second-level cache no room for anything else: its sums are
- * cut into blocks of at most BLOCK_FLOATS, half of the first-level cache, and its units are as
- * large as LONG_TASKS allow, because each reads all weights from afar. */
-enum { PANEL_FLOATS = 96 << 10, BLOCK_FLOATS = 6 << 10, LONG_TASKS = 8 };
+ * cut into blocks of at most BLOCK_FLOATS, half of the first-level cache (of strips, which are short and rest
+ * often, a part of the second), and its units are as large as LONG_TASKS allow, because each reads all weights
+ * from afar. */
+enum { PANEL_FLOATS = 96 << 10, BLOCK_FLOATS = 6 << 10, STRIP_BLOCK_FLOATS = 48 << 10, LONG_TASKS = 8 };
 
 bool tile_is_long(int64_t steps) { return steps * 2 * kern.lanes > PANEL_FLOATS; }
 static bool is_long(const gather *g) { return tile_is_long((int64_t)g->th * g->tw * g->c); }
@@ -81,7 +83,7 @@ static void cut_units(tile_plan *p)
     if (want >= map * g->n && panels > 1 && panels % 2) want = kern_div_up(map * g->n, 2);
     p->imgs = even(g->n, (int)kern_max(1, want / map));
     p->rows = map <= want ? g->qh : even(g->qh, (int)(want / g->qw));
-    p->cols = g->qh > 1 || p->copy ? g->qw : even(g->qw, (int)want);
+    p->cols = g->qh > 1 || p->copy || p->strips ? g->qw : even(g->qw, (int)want);
     if (p->copy) {
         int64_t line = (int64_t)gather_span(g->qw, g->sw, g->col, g->tw) * g->c * g->groups, room = far ? COPY_LONG : COPY_FLOATS;
         while (p->imgs > 1 && line * gather_span(p->rows, g->sh, g->row, g->th) * p->imgs > room)
@@ -147,7 +149,56 @@ static bool classes_new(classes *k, int outputs, const int *offset, int taps, in
     return true;
 }
 
-typedef enum { EXACT, ROWS, TOGETHER, STRATEGIES } strategy;
+static int tiles_for(int64_t pixels, int nv) { return (int)kern_div_up(pixels, kern.tallest[nv - 1]); }
+
+static int chunk_start(const tile_plan *p, int k) { return (int)((int64_t)k * p->g.tw / p->chunks); }
+
+tap_chunk tile_chunk_of(const tile_plan *p, int b)
+{
+    int k = 0;
+    if (!p->strips) return (tap_chunk){ b, b, 1 };
+    while (chunk_start(p, k + 1) <= b) k++;
+    return (tap_chunk){ k, chunk_start(p, k), chunk_start(p, k + 1) - chunk_start(p, k) };
+}
+
+/* Bits of the pixels inside the image that a strip reads through a chunk. */
+static uint32_t strip_live(const tile_plan *p, tap_class strip, tap_chunk k)
+{
+    int at = strip.first + p->g.col[k.first], reach = strip.end - strip.first + k.taps - 1;
+    int first = (int)kern_min(kern_max(0, -at), reach), end = (int)kern_max(first, kern_min(reach, p->g.iw - at));
+    return (1u << end) - (1u << first);
+}
+
+/* A strip's taps are all those of its chunks that find something. */
+static bool strips_new(tile_plan *p, err *e)
+{
+    const gather *g = &p->g;
+    int n = (int)kern_div_up(g->qw, kern.longest[panel_at(g->o, 0).nv - 1]);
+    if (!(p->across.c = mem_new((size_t)n, sizeof *p->across.c, e))) return false;
+    p->across.n = n;
+    for (int i = 0; i < n; i++) {
+        tap_class *c = &p->across.c[i];
+        *c = (tap_class){ (int)((int64_t)i * g->qw / n), (int)((int64_t)(i + 1) * g->qw / n), 0, 0 };
+        for (int k = 0; k < p->chunks; k++) {
+            tap_chunk chunk = tile_chunk_of(p, chunk_start(p, k));
+            if (!strip_live(p, *c, chunk)) continue;
+            if (c->t1 == 0) c->t0 = chunk.first;
+            c->t1 = chunk.first + chunk.taps;
+        }
+    }
+    return true;
+}
+
+/* How pixels are told apart; all others than EXACT and STRIPS copy. */
+typedef enum { EXACT, ROWS, TOGETHER, STRIPS } strategy;
+
+static bool can_be(const gather *g, strategy how)
+{
+    bool neighbours = g->th && g->tw > 1 && g->sw == 1 && g->col[g->tw - 1] - g->col[0] == g->tw - 1;
+    bool border = g->th * g->tw > 0 && (g->row[0] < 0 || (g->qh - 1) * g->sh + g->row[g->th - 1] >= g->ih
+                                 || g->col[0] < 0 || (g->qw - 1) * g->sw + g->col[g->tw - 1] >= g->iw);
+    return how == EXACT || (how == STRIPS ? kern.longest[0] && neighbours : border);
+}
 
 static bool make_classes(tile_plan *p, strategy how, err *e)
 {
@@ -155,12 +206,12 @@ static bool make_classes(tile_plan *p, strategy how, err *e)
     mem_free(p->down.c);
     mem_free(p->across.c);
     p->across.c = NULL;
-    p->copy = how != EXACT;
+    p->copy = how == ROWS || how == TOGETHER;
+    p->strips = how == STRIPS;
+    p->chunks = p->strips ? (int)kern_div_up(g->tw, STRIP_TAPS) : 1;
     return classes_new(&p->down, g->qh, g->row, g->th, g->sh, g->ih, how == TOGETHER, e)
-        && classes_new(&p->across, g->qw, g->col, g->tw, g->sw, g->iw, how != EXACT, e);
+        && (p->strips ? strips_new(p, e) : classes_new(&p->across, g->qw, g->col, g->tw, g->sw, g->iw, p->copy, e));
 }
-
-static int tiles_for(int64_t pixels, int nv) { return (int)kern_div_up(pixels, kern.tallest[nv - 1]); }
 
 /* The part of a class inside [first, first+count). */
 static tap_class part_of(tap_class c, int first, int count)
@@ -170,11 +221,37 @@ static tap_class part_of(tap_class c, int first, int count)
     return c;
 }
 
-/* Cycles, about, of one panel over all units: a multiply-add per vector, at least SHORT per step
- * because sums wait for themselves, something per stretch, tile and copied float. */
+/* Time, about, of so many steps with as many multiply-adds of a vector and loads each, in multiply-adds: loads count
+ * too, and sums wait for themselves `taps` times. */
+static double steps_cost(double steps, int64_t fmas, int loads, int taps)
+{
+    enum { SHORT = 6 };
+    return steps * kern_max(SHORT * taps, (double)fmas + 0.25 * loads);
+}
+
+/* A row of taps. */
+static double strip_cost(const tile_plan *p, tap_class strip, int nv)
+{
+    int length = strip.end - strip.first;
+    double sum = 0;
+    for (int b = strip.t0; b < strip.t1; b += tile_chunk_of(p, b).taps) {
+        tap_chunk k = tile_chunk_of(p, b);
+        uint32_t live = strip_live(p, strip, k);
+        int fmas = 0, loads = nv * k.taps;
+        for (int j = 0, end = length + k.taps - 1; j < end; j++) {
+            if (!(live >> j & 1)) continue;
+            loads++;
+            fmas += nv * (int)(kern_min(j, k.taps - 1) - kern_max(0, j - length + 1) + 1);
+        }
+        sum += steps_cost(p->g.c, fmas, loads, k.taps);
+    }
+    return sum;
+}
+
+/* The same of one panel's tiles over all units, with something for every stretch, tile and copied float. */
 static double cost(const tile_plan *p, int nv)
 {
-    enum { SHORT = 6, PER_RUN = 8, PER_TILE = 40 };
+    enum { PER_RUN = 8, PER_TILE = 40 };
     const gather *g = &p->g;
     double sum = 0;
     for (int h = 0; h < p->units_h; h++)
@@ -183,8 +260,9 @@ static double cost(const tile_plan *p, int nv)
                 tap_class d = part_of(p->down.c[i], h * p->rows, p->rows), a = p->across.c[k];
                 if (d.end <= d.first) continue;
                 int64_t pixels = (int64_t)p->imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(pixels, nv);
-                double steps = (double)(d.t1 - d.t0) * (a.t1 - a.t0) * g->c;
-                sum += (double)n * (steps * (double)kern_max(SHORT, nv * kern_div_up(pixels, n)) + PER_RUN * (d.t1 - d.t0) + PER_TILE);
+                int rows = d.t1 - d.t0, tall = (int)kern_div_up(pixels, n);
+                double steps = steps_cost((double)rows * (a.t1 - a.t0) * g->c, tall * nv, tall + nv, 1);
+                sum += (double)n * (steps + PER_RUN * rows + PER_TILE);
             }
     if (p->copy)
         sum += (double)p->imgs * p->units_h * gather_span(p->rows, g->sh, g->row, g->th) * gather_span(g->qw, g->sw, g->col, g->tw)
@@ -192,25 +270,41 @@ static double cost(const tile_plan *p, int nv)
     return sum * p->units_n;
 }
 
-static bool choose_strategy(tile_plan *p, err *e)
+static bool follow(tile_plan *p, strategy how, err *e)
 {
-    const gather *g = &p->g;
-    double best = 0;
-    int pick = EXACT, nv = panel_at(g->o, 0).nv;
-    bool border = g->th * g->tw > 0 && (g->row[0] < 0 || (g->qh - 1) * g->sh + g->row[g->th - 1] >= g->ih
-                                 || g->col[0] < 0 || (g->qw - 1) * g->sw + g->col[g->tw - 1] >= g->iw);
-    for (int how = EXACT; border && how <= STRATEGIES; how++) {
-        if (!make_classes(p, how == STRATEGIES ? (strategy)pick : (strategy)how, e)) return false;
-        cut_units(p);
-        cut_tasks(p);
-        double c = cost(p, nv);
-        if (how == EXACT || c < best) { best = c; pick = how; }
-    }
-    if (border) return true;
-    if (!make_classes(p, EXACT, e)) return false;
+    if (!make_classes(p, how, e)) return false;
     cut_units(p);
     cut_tasks(p);
     return true;
+}
+
+/* Lines shorter than SHORTEST make strips whose sums wait for themselves, while many images fill tiles.
+ * Strips add up in another order than tiles, so that a line alone decides, whatever images and rows there are: bands of
+ * rows and groups of images have the same sums. Tiles of pixels of many lines are full. */
+enum { SHORTEST = 5 };
+static bool strips_pay(const tile_plan *p)
+{
+    const int nv = panel_at(p->g.o, 0).nv, tall = kern.tallest[nv - 1];
+    double strips = 0, tiles = steps_cost((double)p->g.qw / tall * p->g.tw * p->g.c, tall * nv, tall + nv, 1);
+    for (int i = 0; i < p->across.n; i++) strips += strip_cost(p, p->across.c[i], nv);
+    return p->g.qw >= SHORTEST && strips < tiles;
+}
+
+static bool choose_strategy(tile_plan *p, err *e)
+{
+    double best = HUGE_VAL;
+    strategy pick = EXACT;
+    if (can_be(&p->g, STRIPS)) {
+        if (!follow(p, STRIPS, e)) return false;
+        if (strips_pay(p)) return true;
+    }
+    for (strategy how = EXACT; how < STRIPS; how++) {
+        if (!can_be(&p->g, how)) continue;
+        if (!follow(p, how, e)) return false;
+        double c = cost(p, panel_at(p->g.o, 0).nv);
+        if (c < best) { best = c; pick = how; }
+    }
+    return follow(p, pick, e);
 }
 
 /* ---- tables ----------------------------------------------------------------------------------- */
@@ -220,8 +314,8 @@ static bool make_runs(tile_plan *p, err *e)
 {
     const gather *g = &p->g;
     int ic = g->c * g->groups;
-    p->merge = g->groups == 1 && g->tw > 0 && g->col[g->tw - 1] - g->col[0] == g->tw - 1;
-    p->runs_max = g->th * (p->merge ? 1 : g->tw);
+    p->merge = !p->strips && g->groups == 1 && g->tw > 0 && g->col[g->tw - 1] - g->col[0] == g->tw - 1;
+    p->runs_max = g->th * (p->strips ? p->chunks : p->merge ? 1 : g->tw);
     size_t all = (size_t)p->down.n * (size_t)p->across.n * (size_t)p->runs_max;
     if (!(p->run[0] = mem_new(2 * all, sizeof(conv_run), e))) return false;
     p->run[1] = p->run[0] + all;
@@ -231,11 +325,22 @@ static bool make_runs(tile_plan *p, err *e)
             tap_class d = p->down.c[i / p->across.n], a = p->across.c[i % p->across.n];
             conv_run *r = p->run[nv - 1] + (size_t)i * (size_t)p->runs_max;
             for (int t = d.t0; t < d.t1; t++)
-                for (int b = a.t0; b < (p->merge ? kern_min(a.t0 + 1, a.t1) : a.t1); b++)
+                for (int b = a.t0, taps; b < a.t1; b += taps) {
+                    tap_chunk chunk = tile_chunk_of(p, b);
+                    taps = p->merge ? a.t1 - b : chunk.taps;
                     *r++ = (conv_run){ ((g->row[t] - row0) * p->src_w + g->col[b] - col0) * ic,
-                                       (t * g->tw + b) * g->c * nv * kern.lanes };
+                                       (t * g->tw + b) * g->c * nv * kern.lanes, taps, p->strips ? strip_live(p, a, chunk) : 0 };
+                }
         }
     return true;
+}
+
+/* Of a row of the taps that a class finds. */
+static int stretches(const tile_plan *p, tap_class a)
+{
+    if (a.t1 == a.t0) return 0;
+    if (p->strips) return tile_chunk_of(p, a.t1 - 1).which - tile_chunk_of(p, a.t0).which + 1;
+    return p->merge ? 1 : a.t1 - a.t0;
 }
 
 /* Tiles of one kind of unit. Pixels are counted from *pixels on, and written if there is room. */
@@ -248,7 +353,8 @@ static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece 
         for (int k = 0; k < p->across.n; k++) {
             tap_class d = part_of(p->down.c[i], u.r0, u.rows), a = part_of(p->across.c[k], u.q0, u.cols);
             if (d.end <= d.first || a.end <= a.first) continue;
-            int first = *pixels, count = u.imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(count, nv);
+            int first = *pixels, lines = u.imgs * (d.end - d.first), count = lines * (a.end - a.first);
+            int n = p->strips ? lines : tiles_for(count, nv);
             for (int m = 0; p->ox && m < u.imgs; m++)
                 for (int r = d.first; r < d.end; r++)
                     for (int q = a.first; q < a.end; q++) {
@@ -256,10 +362,10 @@ static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece 
                         p->oy[(*pixels)++] = (int32_t)(m * g->y_img + (r - u.r0) * g->y_row + (q - u.q0) * g->y_col);
                     }
             for (int t = 0; room && t < n; t++) {
-                int from = (int)((int64_t)t * count / n), to = (int)((int64_t)(t + 1) * count / n), wide = a.t1 - a.t0;
+                int from = (int)((int64_t)t * count / n), to = (int)((int64_t)(t + 1) * count / n);
                 room[list->n + t] = (tile_piece){
                     .pixel = first + from, .run = (i * p->across.n + k) * p->runs_max, .height = to - from,
-                    .runs = (d.t1 - d.t0) * (p->merge ? wide > 0 : wide), .len = p->merge ? wide * g->c : g->c };
+                    .runs = (d.t1 - d.t0) * stretches(p, a), .len = p->merge ? (a.t1 - a.t0) * g->c : g->c };
             }
             if (!p->ox) *pixels += count;
             list->n += n;
@@ -304,10 +410,10 @@ static bool make_lists(tile_plan *p, err *e)
 static void cut_sums(tile_plan *p)
 {
     const gather *g = &p->g;
-    int64_t wide = 2 * kern.lanes, row = (int64_t)g->tw * g->c * wide;
+    int64_t wide = 2 * kern.lanes, row = kern_div_up(g->tw, p->chunks) * g->c * wide;
     bool one_tile = p->imgs * p->rows * p->cols <= kern.tallest[1];
-    if (!p->merge || one_tile || !is_long(g)) return;
-    p->parts = (int)kern_div_up(row, BLOCK_FLOATS);
+    if ((!p->merge && !p->strips) || one_tile || !is_long(g)) return;
+    p->parts = (int)kern_div_up(row, p->strips ? STRIP_BLOCK_FLOATS : BLOCK_FLOATS);
     p->sum_floats = (size_t)(p->imgs * p->rows * p->cols * wide);
 }
 

@@ -15,13 +15,20 @@
 
 enum { TILE_MAX = 16, LANES_MAX = 16 };                 /* no tile is taller, no vector longer */
 
-typedef struct { int32_t x, w; } conv_run;              /* offsets in floats */
+enum { STRIP_TAPS = 3 };                                /* neighbouring taps that share what is loaded, at most */
+typedef struct {
+    int32_t x, w;                                       /* offsets in floats */
+    int32_t taps;                                       /* of a strip: 2 … STRIP_TAPS, … */
+    uint32_t live;                                      /* … and bits of its pixels that are inside the image */
+} conv_run;
 
-/* y[oy[i]][0 … 16*NV) = clamp(bias + sum over runs of x[ox[i] + run.x …]·w[run.w …] + residual) */
+/* y[oy[i]][0 … 16*NV) = clamp(bias + sum over runs of x[ox[i] + run.x …]·w[run.w …] + residual). A strip has its
+ * pixels x_step apart, from ox[0] on, and taps as far from each other, which lie side by side in w. */
 typedef struct {
     const float *x, *w;
     const int32_t *ox, *oy;                             /* MR pixels: floats from x and from y */
     const conv_run *run; int runs, len;
+    int64_t x_step;
     float *y;
     const float *bias, *residual;                       /* either may be NULL; residual as y */
     float lo, hi;
@@ -30,6 +37,7 @@ typedef struct {
     float *sum;                                         /* MR × NV vectors */
     int64_t ahead;                                      /* floats from weights in use to those to be fetched */
 } tile_args;
+typedef void (*tile_kernel)(const tile_args *);
 
 /* sum[i][0 … 16*NV) (+)= sum over images, lines, pixels of x[i]·dy[0 … 16*NV) */
 typedef struct {
@@ -165,8 +173,8 @@ typedef struct {
 
 typedef struct {
     int lanes;
-    int tallest[2], wtallest[2];                        /* heights worth using: 1 … tallest[NV-1] */
-    void (*tile[2][TILE_MAX + 1])(const tile_args *);   /* [NV-1][MR] */
+    int tallest[2], longest[2], wtallest[2];            /* heights worth using: 1 … tallest[NV-1]; longest 0: none */
+    tile_kernel tile[2][TILE_MAX + 1], strip[2][TILE_MAX + 1];          /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     int dot_outs;
     void (*dot)(const dot_args *);

@@ -6,6 +6,7 @@
  * lets a NaN in x through. v_fma rounds once where the machine can.
  * v_sum adds the lanes up, halves onto halves.
  * v_held(a) is a, in a register: gcc would rather read memory again for each use.
+ * bits_held(a) is a, of which nothing is known: gcc would rather have a register for each of its bits.
  * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
  * back). v_pick(x, m, a, b) is a where x equals m or is NaN, else b. vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
 #ifndef LM_SIMD_H
@@ -22,6 +23,8 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 #define INLINE static inline __attribute__((always_inline))
+
+INLINE uint32_t bits_held(uint32_t a) { __asm__ volatile("" : "+r"(a)); return a; }
 
 #if defined(__AVX512F__)
 

@@ -262,7 +262,7 @@ static void multiply(const wino_plan *p, panel v, int tiles, const float *patche
     int tall = kern.tallest[v.nv - 1], pieces = (int)kern_div_up(tiles, tall), wide = v.nv * kern.lanes, cg = p->s.c / p->s.groups;
     int32_t ox[TILE_MAX], oy[TILE_MAX];
     for (int i = 0; i < TILE_MAX; i++) { ox[i] = i * p->row; oy[i] = i * wide; }
-    conv_run run = { 0, 0 };
+    conv_run run = { 0 };
     tile_args t = { .ox = ox, .oy = oy, .run = &run, .runs = 1, .len = cg, .lo = -INFINITY, .hi = INFINITY, .lanes = kern.lanes };
     for (int k = 0; k < p->A * p->A; k++) {
         t.w = weights + (int64_t)k * cg * wide;
