@@ -3,7 +3,8 @@
  * Forward and data gradient, tile: MR pixels × NV vectors of out-channels. The sum runs over `runs`
  * stretches of `len` consecutive input floats (a tap's channels, or a whole row of taps), the same
  * for every pixel up to where the pixel starts; the packed weights hold NV*LANES out-channels for
- * each step. A long sum may come in parts: accumulators rest in memory between them.
+ * each step. A long sum may come in parts: accumulators rest in memory between them. Four vectors are those of
+ * two panels of weights: six pixels load ten times for 24 multiply-adds where 14 times two load 16 for 28.
  *
  * Forward and data gradient, strip: the same of MR neighbours in a line, for several neighbouring taps
  * at once. A channel of a pixel is then loaded once for all outputs that it belongs to: half of the
@@ -13,11 +14,14 @@
  * Weight gradient: MR in-channels (of a tap, or of a row of taps) × NV vectors of out-channels; the sum runs
  * over images, lines and pixels. */
 
-INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t c, const float *w,
-                      vf acc[][2])
+enum { NV_MAX = 4 };
+#define PANEL(NV) ((NV) < 2 ? (NV) : 2)                 /* vectors of a panel: four are two panels' */
+
+INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t c, const float *w, int64_t pair,
+                      vf acc[][NV_MAX])
 {
-    vf b[2];
-    UNROLL for (int v = 0; v < NV; v++) b[v] = v_load(w + v * LANES);
+    vf b[NV_MAX];
+    UNROLL for (int v = 0; v < NV; v++) b[v] = v_load(w + v / 2 * pair + v % 2 * LANES);
     UNROLL for (int i = 0; i < MR; i++) {
         vf x = v_set1(p[i][c]);
         UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_fma(x, b[v], acc[i][v]);
@@ -29,21 +33,21 @@ enum { LINE = 16 };                                     /* floats of a cache lin
 /* Input floats [c, end), four steps at a time: pointers that do not fit in registers are then
  * loaded less often. ahead: two lines of every four steps are fetched that far from the weights. */
 INLINE void tile_stretch(const int MR, const int NV, const bool AHEAD, const float *const *p, int64_t c, int64_t end,
-                         const float *w, int64_t ahead, vf acc[][2])
+                         const float *w, int64_t pair, int64_t ahead, vf acc[][NV_MAX])
 {
-    for (; c + 4 <= end; c += 4, w += 4 * NV * LANES) {
+    for (; c + 4 <= end; c += 4, w += 4 * PANEL(NV) * LANES) {
         if (AHEAD) {
             __builtin_prefetch(w + ahead, 0, 2);
             __builtin_prefetch(w + ahead + LINE, 0, 2);
         }
         UNROLL for (int u = 0; u < 4; u++)
-            tile_step(MR, NV, p, c + u, w + u * NV * LANES, acc);
+            tile_step(MR, NV, p, c + u, w + u * PANEL(NV) * LANES, pair, acc);
     }
-    for (; c < end; c++, w += NV * LANES) tile_step(MR, NV, p, c, w, acc);
+    for (; c < end; c++, w += PANEL(NV) * LANES) tile_step(MR, NV, p, c, w, pair, acc);
 }
 
 /* plain: whole vectors and no residual, which most tiles are; short sums feel every instruction here. */
-INLINE void tile_store(const int MR, const int NV, const bool plain, const tile_args *t, vf acc[][2])
+INLINE void tile_store(const int MR, const int NV, const bool plain, const tile_args *t, vf acc[][NV_MAX])
 {
     const vf lo = v_set1(t->lo), hi = v_set1(t->hi);
     const float *residual = t->residual;
@@ -63,9 +67,9 @@ INLINE void tile_store(const int MR, const int NV, const bool plain, const tile_
     }
 }
 
-INLINE void tile_start(const int MR, const int NV, const tile_args *t, vf acc[][2])
+INLINE void tile_start(const int MR, const int NV, const tile_args *t, vf acc[][NV_MAX])
 {
-    vf start[2];
+    vf start[NV_MAX];
     UNROLL for (int v = 0; v < NV; v++)
         start[v] = t->bias ? v_load_n(t->bias + v * LANES, v == NV - 1 ? t->lanes : LANES) : v_zero();
     UNROLL for (int i = 0; i < MR; i++)
@@ -75,7 +79,7 @@ INLINE void tile_start(const int MR, const int NV, const tile_args *t, vf acc[][
             UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_load(t->sum + (i * NV + v) * LANES);
 }
 
-INLINE void tile_end(const int MR, const int NV, const tile_args *t, vf acc[][2])
+INLINE void tile_end(const int MR, const int NV, const tile_args *t, vf acc[][NV_MAX])
 {
     if (t->suspend) {
         UNROLL for (int i = 0; i < MR; i++)
@@ -89,14 +93,14 @@ INLINE void tile_end(const int MR, const int NV, const tile_args *t, vf acc[][2]
 INLINE void tile_body(const int MR, const int NV, const tile_args *t)
 {
     const float *p[TILE_MAX];
-    vf acc[TILE_MAX][2];
+    vf acc[TILE_MAX][NV_MAX];
     UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + t->ox[i];
     tile_start(MR, NV, t, acc);
     for (int r = 0; r < t->runs; r++) {
         const float *w = t->w + t->run[r].w;
         int64_t c = t->run[r].x, end = c + t->len;
-        if (NV == 2 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, t->ahead, acc);
-        else tile_stretch(MR, NV, false, p, c, end, w, 0, acc);
+        if (NV == 2 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, 0, t->ahead, acc);
+        else tile_stretch(MR, NV, false, p, c, end, w, t->pair, 0, acc);
     }
     tile_end(MR, NV, t, acc);
 }
@@ -104,7 +108,7 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
 /* W taps of input channels [c, end). ENDS: only the first and the last pixel may be outside the image, which is all
  * that 3×3 kernels want. Two lines of weights are fetched ahead of every step. */
 INLINE void strip_stretch(const int MR, const int NV, const int W, const bool AHEAD, const bool ENDS, const float *const *p,
-                          int64_t c, int64_t end, uint32_t live, const float *w, int64_t ahead, vf acc[][2])
+                          int64_t c, int64_t end, uint32_t live, const float *w, int64_t ahead, vf acc[][NV_MAX])
 {
     const int last = MR + W - 2;
     const bool at_first = live & 1, at_last = live >> last & 1;
@@ -128,7 +132,7 @@ INLINE void strip_stretch(const int MR, const int NV, const int W, const bool AH
 }
 
 INLINE void strip_run(const int MR, const int NV, const int W, const float *const *p, const tile_args *t, const conv_run *r,
-                      vf acc[][2])
+                      vf acc[][NV_MAX])
 {
     const float *w = t->w + r->w;
     const int64_t c = r->x, end = c + t->len;
@@ -141,7 +145,7 @@ INLINE void strip_run(const int MR, const int NV, const int W, const float *cons
 INLINE void strip_body(const int MR, const int NV, const tile_args *t)
 {
     const float *p[TILE_MAX + STRIP_TAPS - 1];
-    vf acc[TILE_MAX][2];
+    vf acc[TILE_MAX][NV_MAX];
     UNROLL for (int j = 0; j < MR + STRIP_TAPS - 1; j++) p[j] = t->x + t->ox[0] + j * t->x_step;
     tile_start(MR, NV, t, acc);
     for (const conv_run *r = t->run; r < t->run + t->runs; r++)
@@ -191,27 +195,30 @@ INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
 #define TALLER_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1)
 #define MORE_1(X) TALLER_1(X) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
 #define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-enum { TALLEST_1 = 12, TALLEST_2 = 14, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+#define HEIGHTS_4(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4)
 #define STRIPS_1(X) HEIGHTS_1(X) MORE_1(X)
 #define STRIPS_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2)
 #elif defined(__AVX2__)
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X) X(6, 2)
-enum { TALLEST_1 = 8, TALLEST_2 = 6, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
+enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
 #else
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X)
-enum { TALLEST_1 = 8, TALLEST_2 = 5, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
+enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
 #endif
 
 #define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, t); }
-HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X)
+HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) static void strip_##MR##_##NV(const tile_args *t) { strip_body(MR, NV, t); }
 STRIPS_1(X) STRIPS_2(X)
@@ -237,8 +244,8 @@ static void fill_conv(kern_table *k)
 {
     k->fma_spin = fma_spin;
     k->fma_chains = FMA_CHAINS;
-#define X(MR, NV) k->tile[NV - 1][MR] = tile_##MR##_##NV;
-    HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X)
+#define X(MR, NV) k->tile[NV / 2][MR] = tile_##MR##_##NV;
+    HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) k->strip[NV - 1][MR] = strip_##MR##_##NV;
     STRIPS_1(X) STRIPS_2(X)
@@ -248,6 +255,7 @@ static void fill_conv(kern_table *k)
 #undef X
     k->tallest[0] = TALLEST_1;
     k->tallest[1] = TALLEST_2;
+    k->tallest[2] = TALLEST_4;
     k->longest[0] = LONGEST_1;
     k->longest[1] = LONGEST_2;
     k->wtallest[0] = WTALLEST_1;

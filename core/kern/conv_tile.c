@@ -107,7 +107,7 @@ static void fetch_outputs(const tile_plan *p, const tile_args *t, int nv, const 
         for (int v = 0; v < nv; v++) __builtin_prefetch(t->y + *oy + v * kern.lanes, 1, 2);
 }
 
-static const tile_kernel *kernels_of(const tile_plan *p, int nv) { return (p->strips ? kern.strip : kern.tile)[nv - 1]; }
+static const tile_kernel *kernels_of(const tile_plan *p, int nv) { return p->strips ? kern.strip[nv - 1] : kern.tile[nv / 2]; }
 
 /* One panel: its tiles, which differ in where they read, write, and which taps they find. */
 static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list *list, fetch *next)
@@ -116,7 +116,7 @@ static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list 
     for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {
         t->ox = p->ox + piece->pixel;
         t->oy = p->oy + piece->pixel;
-        t->run = p->run[nv - 1] + piece->run;
+        t->run = p->run[nv > 1] + piece->run;
         t->runs = piece->runs;
         t->len = piece->len;
         if (p->far && piece + 1 < list->piece + list->n) fetch_outputs(p, t, nv, piece + 1);
@@ -152,7 +152,7 @@ static bool find_block(const tile_plan *p, const tile_piece *piece, block b, int
     }
     int at = (int)kern_max(b.from, t0), to = (int)kern_min(b.end, t1);
     if (b.row < d.t0 || b.row >= d.t1 || at >= to) return false;
-    *run = p->run[nv - 1][piece->run + (b.row - d.t0) * per_row + before];
+    *run = p->run[nv > 1][piece->run + (b.row - d.t0) * per_row + before];
     if (p->strips) taps = run->taps;
     run->x += at - t0;
     run->w += (at - t0) * wide * taps;
@@ -195,6 +195,21 @@ static void run_blocks(const tile_plan *p, tile_args *t, int nv, const tile_list
     }
 }
 
+/* Panel k, of all groups, and with it the next of its group where they make a pair before `end`: n panels, nv
+ * vectors, the last of which has the lanes of what is returned. */
+static panel panels_at(const tile_plan *p, int k, int end, int *n, int *nv)
+{
+    int per_group = panel_count(p->g.o), i = k % per_group;
+    panel v = panel_at(p->g.o, i);
+    *n = 1;
+    *nv = v.nv;
+    if (!p->pairs || k + 1 >= end || i + 1 >= per_group || panel_at(p->g.o, i + 1).nv < 2) return v;
+    *n = 2;
+    *nv = 4;
+    v.lanes = panel_at(p->g.o, i + 1).lanes;
+    return v;
+}
+
 /* Panels [first, end) of one unit; sums is scratch. */
 static void run_unit(const tile_job *j, unit u, const float *x, int first, int end, float *sums, fetch *next)
 {
@@ -202,21 +217,22 @@ static void run_unit(const tile_job *j, unit u, const float *x, int first, int e
     const gather *g = &p->g;
     int64_t at = g->y_base + u.n0 * g->y_img + u.r0 * g->y_row + u.q0 * g->y_col;
     int pixels = u.imgs * u.rows * u.cols, per_group = panel_count(g->o), kind = tile_kind_of(p, u);
-    for (int k = first; k < end; k++) {
-        int group = k / per_group;
-        panel v = panel_at(g->o, k % per_group);
-        int64_t o = (int64_t)group * g->o + v.first;
+    for (int k = first, n; k < end; k += n) {
+        int group = k / per_group, nv;
+        panel v = panels_at(p, k, end, &n, &nv);
+        int64_t o = (int64_t)group * g->o + v.first, w0 = gather_panel_offset(g, k % per_group);
         tile_args t = {
             .y = j->y + at + o, .lanes = v.lanes, .lo = j->lo, .hi = j->hi,
-            .w = j->packed + p->packed_at + gather_panel_offset(g, per_group) * group + gather_panel_offset(g, k % per_group),
+            .w = j->packed + p->packed_at + gather_panel_offset(g, per_group) * group + w0,
+            .pair = gather_panel_offset(g, k % per_group + 1) - w0,
             .bias = j->ep->bias ? j->ep->bias + o : NULL,
             .residual = j->ep->residual ? j->ep->residual + at + o : NULL, .x = x + group * g->c,
             .x_step = (int64_t)g->c * g->groups };
-        const tile_list *list = &p->list[v.nv - 1][kind];
-        if (p->parts) run_blocks(p, &t, v.nv, list, sums, next);
-        else run_tiles(p, &t, v.nv, list, next);
+        const tile_list *list = &p->list[nv / 2][kind];
+        if (p->parts) run_blocks(p, &t, nv, list, sums, next);
+        else run_tiles(p, &t, nv, list, next);
         for (int i = 0; j->ep->act == ACT_SILU && i < pixels; i++)
-            silu_in_place(t.y + p->oy[list->piece->pixel + i], (v.nv - 1) * kern.lanes + v.lanes);
+            silu_in_place(t.y + p->oy[list->piece->pixel + i], (nv - 1) * kern.lanes + v.lanes);
     }
 }
 

@@ -43,6 +43,7 @@ struct tile_plan {
     bool by_panel;               /* tasks go through all units of some panels before the next panels */
     bool copy;
     classes down, across;
+    bool pairs;                  /* two panels of two vectors may be computed at once */
     bool merge;                  /* neighbouring taps of a row are one stretch */
     bool strips;                 /* tiles are strips, and then … */
     int chunks;                  /* … the taps of a row so many stretches; 1 where they are not */
@@ -50,7 +51,7 @@ struct tile_plan {
     conv_run *run[2];            /* [NV-1][class down × class across][runs_max] */
     int runs_max;
     int kinds_h, kinds_w;        /* kinds of units: [2][kinds_h][kinds_w], see kind_of */
-    tile_list *list[2];          /* [NV-1][kind] */
+    tile_list *list[3];          /* [NV/2][kind] */
     tile_piece *pieces;          /* of all lists */
     int32_t *ox, *oy;            /* of all lists */
     int workers;

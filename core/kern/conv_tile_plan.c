@@ -101,12 +101,23 @@ static void cut_units(tile_plan *p)
  * is where a core finds what it wrote itself; but many weights are better read by one core only. */
 enum { FEW_WEIGHTS = 1 << 17 };
 
+/* Two panels at once, where both stay in the first-level cache, or nearly, while the tiles pass over them. */
+enum { PAIR_FLOATS = 1 << 14 };
+
+static bool can_pair(const tile_plan *p)
+{
+    const gather *g = &p->g;
+    return kern.tallest[2] && !p->strips && g->o > 3 * kern.lanes && (int64_t)g->th * g->tw * g->c * 4 * kern.lanes <= PAIR_FLOATS;
+}
+
 static void cut_tasks(tile_plan *p)
 {
+    p->pairs = can_pair(p);
     int64_t units = tile_units(p), tasks = tasks_wanted(&p->g);
     p->units_per_task = (int)kern_max(1, units / PIECES);
     p->panels = p->g.groups * panel_count(p->g.o);
-    p->panels_per_task = even(p->panels, (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, units)))));
+    int most = (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, units))));
+    p->panels_per_task = even(p->panels, p->pairs ? (int)kern_max(3, most) : most);
     p->by_panel = tile_packed_floats(p) > FEW_WEIGHTS;
 }
 
@@ -149,7 +160,7 @@ static bool classes_new(classes *k, int outputs, const int *offset, int taps, in
     return true;
 }
 
-static int tiles_for(int64_t pixels, int nv) { return (int)kern_div_up(pixels, kern.tallest[nv - 1]); }
+static int tiles_for(int64_t pixels, int nv) { return (int)kern_div_up(pixels, kern.tallest[nv / 2]); }
 
 static int chunk_start(const tile_plan *p, int k) { return (int)((int64_t)k * p->g.tw / p->chunks); }
 
@@ -284,7 +295,7 @@ static bool follow(tile_plan *p, strategy how, err *e)
 enum { SHORTEST = 5 };
 static bool strips_pay(const tile_plan *p)
 {
-    const int nv = panel_at(p->g.o, 0).nv, tall = kern.tallest[nv - 1];
+    const int nv = panel_at(p->g.o, 0).nv, tall = kern.tallest[nv / 2];
     double strips = 0, tiles = steps_cost((double)p->g.qw / tall * p->g.tw * p->g.c, tall * nv, tall + nv, 1);
     for (int i = 0; i < p->across.n; i++) strips += strip_cost(p, p->across.c[i], nv);
     return p->g.qw >= SHORTEST && strips < tiles;
@@ -375,13 +386,13 @@ static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece 
 /* Every kind of unit for every height of panel: first to count, then to fill. */
 static bool make_lists(tile_plan *p, err *e)
 {
-    bool differ_h = p->down.n > 1, differ_w = p->across.n > 1, used[2] = { false, false };
+    bool differ_h = p->down.n > 1, differ_w = p->across.n > 1, used[3] = { false, false, p->pairs };
     p->kinds_h = differ_h ? p->units_h : (int)kern_min(p->units_h, 2);
     p->kinds_w = differ_w ? p->units_w : (int)kern_min(p->units_w, 2);
     size_t kinds = 2 * (size_t)p->kinds_h * (size_t)p->kinds_w;
     for (int i = 0; i < panel_count(p->g.o); i++) used[panel_at(p->g.o, i).nv - 1] = true;
-    if (!(p->list[0] = mem_new(2 * kinds, sizeof(tile_list), e))) return false;
-    p->list[1] = p->list[0] + kinds;
+    if (!(p->list[0] = mem_new(3 * kinds, sizeof(tile_list), e))) return false;
+    for (int i = 1; i < 3; i++) p->list[i] = p->list[0] + kinds * (size_t)i;
     tile_piece *room = NULL;
     for (int fill = 0; fill < 2; fill++) {
         int32_t pixels = 0;
@@ -389,9 +400,9 @@ static bool make_lists(tile_plan *p, err *e)
         for (int64_t i = 0; i < tile_units(p); i++) {
             unit u = tile_unit_at(p, i);
             int kind = tile_kind_of(p, u);
-            for (int nv = 1; nv <= 2; nv++) {
-                tile_list *list = &p->list[nv - 1][kind];
-                if (!used[nv - 1] || (fill ? list->piece != NULL : list->n > 0)) continue;
+            for (int nv = 1; nv <= 4; nv *= 2) {
+                tile_list *list = &p->list[nv / 2][kind];
+                if (!used[nv / 2] || (fill ? list->piece != NULL : list->n > 0)) continue;
                 make_list(p, u, nv, list, fill ? room + pieces : NULL, &pixels);
                 pieces += list->n;
             }

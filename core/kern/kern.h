@@ -28,6 +28,7 @@ typedef struct {
     const float *x, *w;
     const int32_t *ox, *oy;                             /* MR pixels: floats from x and from y */
     const conv_run *run; int runs, len;
+    int64_t pair;                                       /* NV 4: floats of w from two vectors to the next two */
     int64_t x_step;
     float *y;
     const float *bias, *residual;                       /* either may be NULL; residual as y */
@@ -173,8 +174,9 @@ typedef struct {
 
 typedef struct {
     int lanes;
-    int tallest[2], longest[2], wtallest[2];            /* heights worth using: 1 … tallest[NV-1]; longest 0: none */
-    tile_kernel tile[2][TILE_MAX + 1], strip[2][TILE_MAX + 1];          /* [NV-1][MR] */
+    int tallest[3], longest[2], wtallest[2];            /* heights worth using: 1 … tallest[NV/2]; 0: none */
+    tile_kernel tile[3][TILE_MAX + 1];                  /* [NV/2][MR], NV 1, 2 or 4 */
+    tile_kernel strip[2][TILE_MAX + 1];                 /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     int dot_outs;
     void (*dot)(const dot_args *);
