@@ -31,14 +31,13 @@ INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t
 enum { LINE = 16 };                                     /* floats of a cache line */
 
 /* Input floats [c, end), four steps at a time: pointers that do not fit in registers are then
- * loaded less often. ahead: two lines of every four steps are fetched that far from the weights. */
+ * loaded less often. ahead: a quarter of the lines of four steps is fetched that far from the weights. */
 INLINE void tile_stretch(const int MR, const int NV, const bool AHEAD, const float *const *p, int64_t c, int64_t end,
                          const float *w, int64_t pair, int64_t ahead, vf acc[][NV_MAX])
 {
     for (; c + 4 <= end; c += 4, w += 4 * PANEL(NV) * LANES) {
         if (AHEAD) {
-            __builtin_prefetch(w + ahead, 0, 2);
-            __builtin_prefetch(w + ahead + LINE, 0, 2);
+            UNROLL for (int v = 0; v < NV; v++) __builtin_prefetch(w + v / 2 * pair + ahead + v % 2 * LINE, 0, 2);
         }
         UNROLL for (int u = 0; u < 4; u++)
             tile_step(MR, NV, p, c + u, w + u * PANEL(NV) * LANES, pair, acc);
@@ -99,7 +98,7 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
     for (int r = 0; r < t->runs; r++) {
         const float *w = t->w + t->run[r].w;
         int64_t c = t->run[r].x, end = c + t->len;
-        if (NV == 2 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, 0, t->ahead, acc);
+        if (NV > 1 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, t->pair, t->ahead, acc);
         else tile_stretch(MR, NV, false, p, c, end, w, t->pair, 0, acc);
     }
     tile_end(MR, NV, t, acc);

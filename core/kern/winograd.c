@@ -16,6 +16,8 @@
 
 /* Gaps keep rows and planes that are used together out of each other's cache lines. */
 enum { PATCH_MOST = 36, WIDEST = 2 * LANES_MAX, ROW_GAP = 16, PLANE_GAP = 16 };
+/* Two panels at once, if their weights of one place are so few floats: a third of the first-level cache. */
+enum { PAIR_PLACE = 1 << 12 };
 
 struct wino_plan {
     conv_shape s;                /* of what runs: the data gradient reads out-channels and writes in-channels */
@@ -25,6 +27,7 @@ struct wino_plan {
     int unit, row;               /* tiles of a unit; floats from one tile's channels to the next one's */
     int64_t units, in_plane, out_plane;
     int panels, panels_per_task, workers;
+    bool pairs;                  /* two panels of two vectors are multiplied at once */
     int64_t ahead;               /* floats from a place's weights to the next one's, which are fetched by the way; 0: they stay in the cache */
     size_t own;                  /* scratch floats of a worker */
 };
@@ -151,8 +154,9 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
                       .row = wino_row_floats(s->c) };
     cut(p);
     p->ahead = wino_packed_floats(p) > CACHED_FLOATS ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
+    p->pairs = kern.tallest[2] && s->c / s->groups * 2 * WIDEST <= PAIR_PLACE && s->o / s->groups > 3 * kern.lanes;
     p->in_plane = (int64_t)p->unit * p->row + PLANE_GAP;
-    p->out_plane = (int64_t)p->unit * WIDEST + PLANE_GAP;
+    p->out_plane = (int64_t)p->unit * (p->pairs ? 2 : 1) * WIDEST + PLANE_GAP;
     p->own = scratch_of_worker((size_t)(p->A * p->A * (p->in_plane + p->out_plane)));
     return p;
 }
@@ -256,22 +260,23 @@ void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, float
     kern.wino_in[M == 4](&a);
 }
 
-/* m[k][tile] = patches[k][tile] · weights[k], for every place k of the patch and all tiles of the unit. */
-static void multiply(const wino_plan *p, panel v, int tiles, const float *patches, const float *weights, float *m)
+/* m[k][tile] = patches[k][tile] · weights[k], for every place k of the patch and all tiles of the unit; nv vectors,
+ * four being those of a panel and, `pair` floats away, the next. */
+static void multiply(const wino_plan *p, int nv, int tiles, const float *patches, const float *weights, int64_t pair, float *m)
 {
-    int tall = kern.tallest[v.nv - 1], pieces = (int)kern_div_up(tiles, tall), wide = v.nv * kern.lanes, cg = p->s.c / p->s.groups;
+    int tall = kern.tallest[nv / 2], pieces = (int)kern_div_up(tiles, tall), wide = nv * kern.lanes, cg = p->s.c / p->s.groups;
     int32_t ox[TILE_MAX], oy[TILE_MAX];
     for (int i = 0; i < TILE_MAX; i++) { ox[i] = i * p->row; oy[i] = i * wide; }
     conv_run run = { 0 };
-    tile_args t = { .ox = ox, .oy = oy, .run = &run, .runs = 1, .len = cg, .lo = -INFINITY, .hi = INFINITY, .lanes = kern.lanes };
+    tile_args t = { .ox = ox, .oy = oy, .run = &run, .runs = 1, .len = cg, .pair = pair, .lo = -INFINITY, .hi = INFINITY, .lanes = kern.lanes };
     for (int k = 0; k < p->A * p->A; k++) {
-        t.w = weights + (int64_t)k * cg * wide;
+        t.w = weights + (int64_t)k * cg * (int)kern_min(wide, 2 * kern.lanes);
         for (int i = 0; i < pieces; i++) {
             int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first;
             t.x = patches + k * p->in_plane + (int64_t)first * p->row;
             t.y = m + k * p->out_plane + (int64_t)first * wide;
             if (p->ahead) t.ahead = p->ahead + i % 4 * 32;
-            kern.tile[v.nv - 1][height](&t);
+            kern.tile[nv / 2][height](&t);
         }
     }
 }
@@ -302,12 +307,17 @@ static void run_task(void *ctx, int64_t i, int worker)
     int first = (int)(i / p->units) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *patches = j->scratch + (size_t)worker * p->own, *m = patches + p->A * p->A * p->in_plane;
     for (int t = 0; t < tiles; t++) wino_patch(&p->s, p->M, j->x, wino_place_of(&p->s, p->M, t0 + t), patches + (int64_t)t * p->row, p->in_plane);
-    for (int k = first; k < end; k++) {
-        int group = k / per_group;
-        panel v = panel_at(og, k % per_group);
-        multiply(p, v, tiles, patches + group * cg,
-                 j->packed + panel_offset(p, per_group) * group + panel_offset(p, k % per_group), m);
-        for (int t = 0; t < tiles; t++) finish(j, t0 + t, group * og + v.first, v, m + (int64_t)t * v.nv * kern.lanes);
+    for (int k = first, n; k < end; k += n) {
+        const int group = k / per_group, g0 = k % per_group;
+        n = p->pairs && k + 1 < end && g0 + 1 < per_group && panel_at(og, g0 + 1).nv == 2 ? 2 : 1;
+        const int nv = n == 2 ? 4 : panel_at(og, g0).nv;
+        const int64_t w0 = panel_offset(p, g0);
+        multiply(p, nv, tiles, patches + group * cg, j->packed + panel_offset(p, per_group) * group + w0, panel_offset(p, g0 + 1) - w0, m);
+        for (int t = 0; t < tiles; t++)
+            for (int h = 0; h < n; h++) {
+                const panel v = panel_at(og, g0 + h);
+                finish(j, t0 + t, group * og + v.first, v, m + ((int64_t)t * nv + h * 2) * kern.lanes);
+            }
     }
 }
 
