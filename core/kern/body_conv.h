@@ -93,8 +93,8 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
 {
     const float *p[TILE_MAX];
     vf acc[TILE_MAX][NV_MAX];
-    UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + t->ox[i];
     tile_start(MR, NV, t, acc);
+    UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + t->ox[i];
     for (int r = 0; r < t->runs; r++) {
         const float *w = t->w + t->run[r].w;
         int64_t c = t->run[r].x, end = c + t->len;
