@@ -195,21 +195,6 @@ static void run_blocks(const tile_plan *p, tile_args *t, int nv, const tile_list
     }
 }
 
-/* Panel k, of all groups, and with it the next of its group where they make a pair before `end`: n panels, nv
- * vectors, the last of which has the lanes of what is returned. */
-static panel panels_at(const tile_plan *p, int k, int end, int *n, int *nv)
-{
-    int per_group = panel_count(p->g.o), i = k % per_group;
-    panel v = panel_at(p->g.o, i);
-    *n = 1;
-    *nv = v.nv;
-    if (!p->pairs || k + 1 >= end || i + 1 >= per_group || panel_at(p->g.o, i + 1).nv < 2) return v;
-    *n = 2;
-    *nv = 4;
-    v.lanes = panel_at(p->g.o, i + 1).lanes;
-    return v;
-}
-
 /* Panels [first, end) of one unit; sums is scratch. */
 static void run_unit(const tile_job *j, unit u, const float *x, int first, int end, float *sums, fetch *next)
 {
@@ -219,7 +204,7 @@ static void run_unit(const tile_job *j, unit u, const float *x, int first, int e
     int pixels = u.imgs * u.rows * u.cols, per_group = panel_count(g->o), kind = tile_kind_of(p, u);
     for (int k = first, n; k < end; k += n) {
         int group = k / per_group, nv;
-        panel v = panels_at(p, k, end, &n, &nv);
+        panel v = panels_at(g->o, k % per_group, end - k, p->pairs, &n, &nv);
         int64_t o = (int64_t)group * g->o + v.first, w0 = gather_panel_offset(g, k % per_group);
         tile_args t = {
             .y = j->y + at + o, .lanes = v.lanes, .lo = j->lo, .hi = j->hi,

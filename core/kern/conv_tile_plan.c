@@ -13,6 +13,15 @@ panel panel_at(int channels, int i)
     return (panel){ first, nv, left - (nv - 1) * kern.lanes };
 }
 
+panel panels_at(int channels, int i, int left, bool pairs, int *n, int *nv)
+{
+    panel v = panel_at(channels, i);
+    *n = pairs && left > 1 && i + 1 < panel_count(channels) && panel_at(channels, i + 1).nv == 2 ? 2 : 1;
+    *nv = *n * v.nv;
+    if (*n == 2) v.lanes = panel_at(channels, i + 1).lanes;
+    return v;
+}
+
 int64_t gather_panel_offset(const gather *g, int i)
 {
     int64_t lanes = 0;

@@ -309,8 +309,8 @@ static void run_task(void *ctx, int64_t i, int worker)
     for (int t = 0; t < tiles; t++) wino_patch(&p->s, p->M, j->x, wino_place_of(&p->s, p->M, t0 + t), patches + (int64_t)t * p->row, p->in_plane);
     for (int k = first, n; k < end; k += n) {
         const int group = k / per_group, g0 = k % per_group;
-        n = p->pairs && k + 1 < end && g0 + 1 < per_group && panel_at(og, g0 + 1).nv == 2 ? 2 : 1;
-        const int nv = n == 2 ? 4 : panel_at(og, g0).nv;
+        int nv;
+        panels_at(og, g0, end - k, p->pairs, &n, &nv);
         const int64_t w0 = panel_offset(p, g0);
         multiply(p, nv, tiles, patches + group * cg, j->packed + panel_offset(p, per_group) * group + w0, panel_offset(p, g0 + 1) - w0, m);
         for (int t = 0; t < tiles; t++)
