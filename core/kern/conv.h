@@ -83,10 +83,20 @@ void   wino_run(const wino_plan *p, const float *x, const float *packed, const c
 
 /* G of F(M×M,3×3): M+2 rows. */
 void   wino_kernel_transform(int M, double G[][3]);
-/* Tiles of M×M outputs of all images, in one row; a tile's image, first output row and column. */
+/* Tiles of M×M outputs of all images, in one row; a tile's image, first output row and column. Found for the first of some
+ * tiles, for the others by stepping on: beside a tile of few channels the divisions show. */
+typedef struct { int M, OH, OW; } wino_grid;
 typedef struct { int n, h, w; } wino_place;
-int64_t wino_tiles(const conv_shape *s, int M);
-wino_place wino_place_of(const conv_shape *s, int M, int64_t tile);
+wino_grid  wino_grid_of(const conv_shape *s, int M);
+int64_t    wino_tiles(const conv_shape *s, int M);
+wino_place wino_place_of(const wino_grid *g, int64_t tile);
+static inline wino_place wino_next(const wino_grid *g, wino_place at)
+{
+    at.w += g->M;
+    if (at.w >= g->OW) at = (wino_place){ at.n, at.h + g->M, 0 };
+    if (at.h >= g->OH) at = (wino_place){ at.n + 1, 0, 0 };
+    return at;
+}
 /* Floats from a tile's transformed channels to the next one's, so that rows keep out of each other's cache lines. */
 int    wino_row_floats(int channels);
 /* v[k*plane + c] = place k of the patch that makes the tile. */

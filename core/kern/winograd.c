@@ -23,6 +23,7 @@ struct wino_plan {
     conv_shape s;                /* of what runs: the data gradient reads out-channels and writes in-channels */
     bool transposed;             /* … with the kernels turned round */
     int M, A;                    /* outputs and pixels along a tile's side */
+    wino_grid grid;
     int64_t tiles;               /* of all images */
     int unit, row;               /* tiles of a unit; floats from one tile's channels to the next one's */
     int64_t units, in_plane, out_plane;
@@ -55,6 +56,8 @@ static conv_shape shape_of(const conv_shape *s, conv_pass pass)
     t.pr = 2 - s->pr;
     return t;
 }
+
+wino_grid wino_grid_of(const conv_shape *s, int M) { return (wino_grid){ M, conv_out_h(s), conv_out_w(s) }; }
 
 int64_t wino_tiles(const conv_shape *s, int M)
 {
@@ -150,7 +153,7 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
     wino_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
     const conv_shape run = shape_of(shape, pass), *s = &run;
-    *p = (wino_plan){ .s = run, .transposed = pass == CONV_DATA_GRAD, .M = M, .A = M + 2, .tiles = wino_tiles(s, M), .workers = par_threads(),
+    *p = (wino_plan){ .s = run, .transposed = pass == CONV_DATA_GRAD, .M = M, .A = M + 2, .grid = wino_grid_of(s, M), .tiles = wino_tiles(s, M), .workers = par_threads(),
                       .row = wino_row_floats(s->c) };
     cut(p);
     p->ahead = wino_packed_floats(p) > CACHED_FLOATS ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
@@ -241,13 +244,12 @@ typedef struct {
     const float *x, *packed;
     const conv_epilogue *ep;
     float *y, *scratch;
-    int OH, OW;
 } wino_job;
 
-wino_place wino_place_of(const conv_shape *s, int M, int64_t tile)
+wino_place wino_place_of(const wino_grid *g, int64_t tile)
 {
-    const int64_t across = kern_div_up(conv_out_w(s), M), each = kern_div_up(conv_out_h(s), M) * across;
-    return (wino_place){ (int)(tile / each), (int)(tile % each / across) * M, (int)(tile % across) * M };
+    const int64_t across = kern_div_up(g->OW, g->M), each = kern_div_up(g->OH, g->M) * across;
+    return (wino_place){ (int)(tile / each), (int)(tile % each / across) * g->M, (int)(tile % across) * g->M };
 }
 
 void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, float *v, int64_t plane)
@@ -282,15 +284,15 @@ static void multiply(const wino_plan *p, int nv, int tiles, const float *patches
 }
 
 /* Channels [o, …) of one tile of outputs. */
-static void finish(const wino_job *j, int64_t tile, int o, panel v, const float *m)
+static void finish(const wino_job *j, wino_place at, int o, panel v, const float *m)
 {
     const wino_plan *p = j->p;
+    const wino_grid *g = &p->grid;
     const act_kind act = j->ep->act;
-    const wino_place at = wino_place_of(&p->s, p->M, tile);
-    int64_t y = (((int64_t)at.n * j->OH + at.h) * j->OW + at.w) * p->s.o + o;
-    wino_out_args a = { .m = m, .plane = p->out_plane, .y = j->y + y, .y_row = (int64_t)j->OW * p->s.o, .y_col = p->s.o,
+    int64_t y = (((int64_t)at.n * g->OH + at.h) * g->OW + at.w) * p->s.o + o;
+    wino_out_args a = { .m = m, .plane = p->out_plane, .y = j->y + y, .y_row = (int64_t)g->OW * p->s.o, .y_col = p->s.o,
                         .bias = j->ep->bias ? j->ep->bias + o : NULL, .residual = j->ep->residual ? j->ep->residual + y : NULL,
-                        .rows = (int)kern_min(p->M, j->OH - at.h), .cols = (int)kern_min(p->M, j->OW - at.w),
+                        .rows = (int)kern_min(p->M, g->OH - at.h), .cols = (int)kern_min(p->M, g->OW - at.w),
                         .nv = v.nv, .lanes = v.lanes, .lo = act_low(act), .hi = act_high(act) };
     kern.wino_out[p->M == 4](&a);
     for (int r = 0; act == ACT_SILU && r < a.rows; r++)
@@ -306,24 +308,24 @@ static void run_task(void *ctx, int64_t i, int worker)
     int tiles = (int)kern_min(p->unit, p->tiles - t0), cg = p->s.c / p->s.groups, og = p->s.o / p->s.groups, per_group = panel_count(og);
     int first = (int)(i / p->units) * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *patches = j->scratch + (size_t)worker * p->own, *m = patches + p->A * p->A * p->in_plane;
-    for (int t = 0; t < tiles; t++) wino_patch(&p->s, p->M, j->x, wino_place_of(&p->s, p->M, t0 + t), patches + (int64_t)t * p->row, p->in_plane);
+    const wino_place start = wino_place_of(&p->grid, t0);
+    wino_place at = start;
+    for (int t = 0; t < tiles; t++, at = wino_next(&p->grid, at)) wino_patch(&p->s, p->M, j->x, at, patches + (int64_t)t * p->row, p->in_plane);
     for (int k = first, n; k < end; k += n) {
         const int group = k / per_group, g0 = k % per_group;
         int nv;
         panels_at(og, g0, end - k, p->pairs, &n, &nv);
         const int64_t w0 = panel_offset(p, g0);
         multiply(p, nv, tiles, patches + group * cg, j->packed + panel_offset(p, per_group) * group + w0, panel_offset(p, g0 + 1) - w0, m);
-        for (int t = 0; t < tiles; t++)
-            for (int h = 0; h < n; h++) {
-                const panel v = panel_at(og, g0 + h);
-                finish(j, t0 + t, group * og + v.first, v, m + ((int64_t)t * nv + h * 2) * kern.lanes);
-            }
+        const panel v[2] = { panel_at(og, g0), panel_at(og, g0 + n - 1) };
+        at = start;
+        for (int t = 0; t < tiles; t++, at = wino_next(&p->grid, at))
+            for (int h = 0; h < n; h++) finish(j, at, group * og + v[h].first, v[h], m + ((int64_t)t * nv + h * 2) * kern.lanes);
     }
 }
 
 void wino_run(const wino_plan *p, const float *x, const float *packed, const conv_epilogue *ep, float *y, float *scratch)
 {
-    wino_job j = { .p = p, .x = x, .packed = packed, .ep = ep, .y = y, .scratch = scratch,
-                   .OH = conv_out_h(&p->s), .OW = conv_out_w(&p->s) };
+    wino_job j = { .p = p, .x = x, .packed = packed, .ep = ep, .y = y, .scratch = scratch };
     par_for(p->units * kern_div_up(p->panels, p->panels_per_task), run_task, &j);
 }

@@ -15,7 +15,8 @@ enum { WIDEST = 2 * LANES_MAX, GAP = 16 };              /* gaps keep rows and pl
 
 struct wino_wgrad_plan {
     conv_shape s;
-    int M, A, OH, OW;
+    int M, A;
+    wino_grid grid;
     int64_t tiles, units;
     int unit, panels, x_row, y_row;
     int64_t x_plane, y_plane, sum_plane;
@@ -54,7 +55,7 @@ wino_wgrad_plan *wino_wgrad_plan_new(const conv_shape *s, int M, err *e)
 {
     wino_wgrad_plan *p = mem_new(1, sizeof *p, e);
     if (!p) return NULL;
-    *p = (wino_wgrad_plan){ .s = *s, .M = M, .A = M + 2, .OH = conv_out_h(s), .OW = conv_out_w(s), .tiles = wino_tiles(s, M),
+    *p = (wino_wgrad_plan){ .s = *s, .M = M, .A = M + 2, .grid = wino_grid_of(s, M), .tiles = wino_tiles(s, M),
                             .unit = unit_of(s, M), .panels = panel_count(s->o), .x_row = wino_row_floats(s->c), .y_row = wino_row_floats(s->o) };
     p->units = kern_div_up(p->tiles, p->unit);
     p->x_plane = (int64_t)p->unit * p->x_row + GAP;
@@ -79,18 +80,26 @@ typedef struct {
     float G[6][3];
 } wgrad_job;
 
-static void transform_tile(void *ctx, int64_t i, int worker)
+static void transform_tile(const wgrad_job *j, wino_place at, int64_t i)
+{
+    const wino_wgrad_plan *p = j->p;
+    const conv_shape *s = &p->s;
+    const wino_grid *g = &p->grid;
+    wino_patch(s, p->M, j->x, at, j->vx + i * p->x_row, p->x_plane);
+    wino_in_args y = { .x_row = (int64_t)g->OW * s->o, .x_col = s->o, .plane = p->y_plane, .channels = s->o, .v = j->vy + i * p->y_row,
+                       .r1 = (int)kern_min(p->M, g->OH - at.h), .c1 = (int)kern_min(p->M, g->OW - at.w) };
+    y.x = j->dy + ((int64_t)at.n * g->OH + at.h) * y.x_row + at.w * y.x_col;
+    kern.wino_dy[p->M == 4](&y);
+}
+
+enum { SOME = 8 };
+
+static void transform_some(void *ctx, int64_t i, int worker)
 {
     (void)worker;
     const wgrad_job *j = ctx;
-    const wino_wgrad_plan *p = j->p;
-    const conv_shape *s = &p->s;
-    const wino_place at = wino_place_of(s, p->M, j->first + i);
-    wino_patch(s, p->M, j->x, at, j->vx + i * p->x_row, p->x_plane);
-    wino_in_args y = { .x_row = (int64_t)p->OW * s->o, .x_col = s->o, .plane = p->y_plane, .channels = s->o, .v = j->vy + i * p->y_row,
-                       .r1 = (int)kern_min(p->M, p->OH - at.h), .c1 = (int)kern_min(p->M, p->OW - at.w) };
-    y.x = j->dy + ((int64_t)at.n * p->OH + at.h) * y.x_row + at.w * y.x_col;
-    kern.wino_dy[p->M == 4](&y);
+    wino_place at = wino_place_of(&j->p->grid, j->first + i * SOME);
+    for (int64_t t = i * SOME; t < kern_min(j->tiles, (i + 1) * SOME); t++, at = wino_next(&j->p->grid, at)) transform_tile(j, at, t);
 }
 
 static int64_t panel_at_float(const wino_wgrad_plan *p, int k) { return (int64_t)panel_at(p->s.o, k).first * p->s.c; }
@@ -149,7 +158,7 @@ void wino_wgrad_run(const wino_wgrad_plan *p, const float *x, const float *dy, b
         for (int k = 0; k < 3; k++) j.G[i][k] = (float)G[i][k];
     for (; j.first < p->tiles; j.first += p->unit) {
         j.tiles = (int)kern_min(p->unit, p->tiles - j.first);
-        par_for(j.tiles, transform_tile, &j);
+        par_for(kern_div_up(j.tiles, SOME), transform_some, &j);
         par_for((int64_t)p->A * p->A * p->panels, sum_place, &j);
     }
     par_for((int64_t)p->panels * kern_div_up(p->s.c, CHUNK), put_chunk, &j);
