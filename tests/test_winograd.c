@@ -247,6 +247,34 @@ static void long_sums_of_the_weight_gradient_stay_near_the_definition(void)
     mem_free(x);
 }
 
+/* More sums than a block may have for itself, and more tiles than a unit. */
+static void a_block_that_threads_share_stays_near_the_definition(void)
+{
+    const conv_shape s = SHAPE(5, 32, 32, 96, 96, 1, 1, 1, 1, 1);
+    float *x = noise(count_x(&s), 6);
+    CHECK(start(NULL, "winograd4", 2, false));
+    CHECK(weight_error(&s, x, "winograd4") <= 1e-5);
+    mem_free(x);
+}
+
+static void blocks_of_the_weight_gradient_are_the_same_for_any_number_of_threads(void)
+{
+    static const conv_shape shapes[] = { SHAPE(9, 32, 32, 16, 24, 1, 1, 1, 1, 1), SHAPE(5, 32, 32, 96, 96, 1, 1, 1, 1, 1) };
+    for (int i = 0; i < 2; i++) {
+        const conv_shape *s = &shapes[i];
+        float *x = noise(count_x(s), 5), *dy = noise(count_y(s), 7), *dw[3];
+        const char *road;
+        for (int n = 0; n < 3; n++) {
+            CHECK(start(NULL, "winograd4", n + 1, false));
+            dw[n] = weight_gradient(s, x, dy, false, &road);
+        }
+        for (int n = 1; n < 3; n++) CHECK(!memcmp(dw[0], dw[n], count_w(s) * sizeof **dw));
+        for (int n = 0; n < 3; n++) mem_free(dw[n]);
+        mem_free(x);
+        mem_free(dy);
+    }
+}
+
 static const double bound_2 = 2e-6, bound_4 = 6e-6;
 static void f2_equals_the_definition_on_scalar(void) { errors_stay_below("scalar", "winograd2", bound_2); }
 static void f4_equals_the_definition_on_scalar(void) { errors_stay_below("scalar", "winograd4", bound_4); }
@@ -391,6 +419,8 @@ int main(void)
     RUN(threads_do_not_change_a_bit);
     RUN(exact_leaves_no_winograd);
     RUN(long_sums_of_the_weight_gradient_stay_near_the_definition);
+    RUN(a_block_that_threads_share_stays_near_the_definition);
+    RUN(blocks_of_the_weight_gradient_are_the_same_for_any_number_of_threads);
     RUN(what_is_not_finite_stays_visible);
     RUN(what_is_not_finite_reaches_the_weights);
     RUN(a_nan_survives_the_activation);
