@@ -267,16 +267,16 @@ void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, float
 static void multiply(const wino_plan *p, int nv, int tiles, const float *patches, const float *weights, int64_t pair, float *m)
 {
     int tall = kern.tallest[nv / 2], pieces = (int)kern_div_up(tiles, tall), wide = nv * kern.lanes, cg = p->s.c / p->s.groups;
-    int32_t ox[TILE_MAX], oy[TILE_MAX];
-    for (int i = 0; i < TILE_MAX; i++) { ox[i] = i * p->row; oy[i] = i * wide; }
+    int32_t ox[TILE_MAX];
+    for (int i = 0; i < TILE_MAX; i++) ox[i] = i * p->row;
     conv_run run = { 0 };
-    tile_args t = { .ox = ox, .oy = oy, .run = &run, .runs = 1, .len = cg, .pair = pair, .lo = -INFINITY, .hi = INFINITY, .lanes = kern.lanes };
+    tile_args t = { .ox = ox, .run = &run, .runs = 1, .len = cg, .pair = pair, .lanes = kern.lanes, .suspend = true };
     for (int k = 0; k < p->A * p->A; k++) {
         t.w = weights + (int64_t)k * cg * (int)kern_min(wide, 2 * kern.lanes);
         for (int i = 0; i < pieces; i++) {
             int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first;
             t.x = patches + k * p->in_plane + (int64_t)first * p->row;
-            t.y = m + k * p->out_plane + (int64_t)first * wide;
+            t.sum = m + k * p->out_plane + (int64_t)first * wide;
             if (p->ahead) t.ahead = p->ahead + i % 4 * 32;
             kern.tile[nv / 2][height](&t);
         }
