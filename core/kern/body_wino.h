@@ -47,11 +47,21 @@ INLINE void wino_out_line(const int M, const vf *m, const int step, vf *y)
     y[3] = v_add(m[5 * step], v_fma(pp, e1, v_mul(qq, e2)));
 }
 
+/* M×M pixels that a later tile will want. */
+INLINE void wino_fetch(const int M, const bool written, const float *p, int64_t row, int64_t col)
+{
+    UNROLL for (int r = 0; r < M; r++)
+        UNROLL for (int k = 0; k < M; k++)
+            if (written) __builtin_prefetch(p + r * row + k * col, 1, 2);
+            else __builtin_prefetch(p + r * row + k * col, 0, 2);
+}
+
 /* n channels of a patch; `whole`: every pixel lies inside the image, every lane holds a channel. */
 INLINE void wino_in_vector(const int M, const bool whole, const wino_in_args *a, int c, int n)
 {
     const int A = M + 2;
     vf half[WINO_MOST * WINO_MOST], d[WINO_MOST], t[WINO_MOST];
+    if (a->ahead) wino_fetch(M, false, a->x + a->ahead + c, a->x_row, a->x_col);
     for (int k = 0; k < A; k++) {                       /* column k, all rows */
         const float *x = a->x + k * a->x_col + c;
         bool column = whole || (k >= a->c0 && k < a->c1);
@@ -82,6 +92,7 @@ INLINE void wino_out_vector(const int M, const wino_out_args *a, const int v, in
     const int A = M + 2;
     vf half[4 * WINO_MOST], line[WINO_MOST], t[4];
     const float *m = a->m + v * LANES;
+    if (a->ahead) wino_fetch(M, true, a->y + a->ahead + v * LANES, a->y_row, a->y_col);
     for (int k = 0; k < A; k++) {
         UNROLL for (int r = 0; r < A; r++) line[r] = v_load(m + (r * A + k) * a->plane);
         wino_out_line(M, line, 1, t);

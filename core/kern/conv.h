@@ -99,8 +99,8 @@ static inline wino_place wino_next(const wino_grid *g, wino_place at)
 }
 /* Floats from a tile's transformed channels to the next one's, so that rows keep out of each other's cache lines. */
 int    wino_row_floats(int channels);
-/* v[k*plane + c] = place k of the patch that makes the tile. */
-void   wino_patch(const conv_shape *s, int M, const float *x, wino_place at, float *v, int64_t plane);
+/* v[k*plane + c] = place k of the patch that makes the tile. fetched: pixels of the tile beside it are fetched by the way. */
+void   wino_patch(const conv_shape *s, int M, const float *x, wino_place at, bool fetched, float *v, int64_t plane);
 /* The weight gradient behind the same transforms. */
 typedef struct wino_wgrad_plan wino_wgrad_plan;
 int    wino_wgrad_choose(const conv_shape *s);          /* M = 4, 2, or 0 */

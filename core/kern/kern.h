@@ -105,6 +105,7 @@ typedef struct {
     const float *x;
     int64_t x_row, x_col, plane;
     int r0, r1, c0, c1, channels;
+    int64_t ahead;                                      /* floats to M×M pixels that are fetched by the way, or 0 */
     float *v;
 } wino_in_args;
 
@@ -131,6 +132,7 @@ typedef struct {
     const float *m, *bias, *residual;                   /* the latter may be NULL; residual as y */
     int64_t plane, y_row, y_col;
     int rows, cols, nv, lanes;                          /* of the tile inside the image; lanes of the last vector */
+    int64_t ahead;                                      /* floats from y to the tile that is fetched by the way, or 0 */
     float lo, hi;
     float *y;
 } wino_out_args;

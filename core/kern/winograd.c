@@ -29,6 +29,7 @@ struct wino_plan {
     int64_t units, in_plane, out_plane;
     int panels, panels_per_task, workers;
     bool pairs;                  /* two panels of two vectors are multiplied at once */
+    bool in_far, out_far;        /* pixels are fetched a tile ahead */
     int64_t ahead;               /* floats from a place's weights to the next one's, which are fetched by the way; 0: they stay in the cache */
     size_t own;                  /* scratch floats of a worker */
 };
@@ -148,6 +149,10 @@ static void cut(wino_plan *p)
         }
 }
 
+/* Pixels of many channels, in a map that a near cache does not hold. Those of few the machine fetches itself as well. */
+enum { FAR_CHANNELS = 64, FAR_MAP = 1 << 19 };
+static bool is_far(int64_t pixels, int channels) { return channels >= FAR_CHANNELS && pixels * channels >= FAR_MAP; }
+
 wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
 {
     wino_plan *p = mem_new(1, sizeof *p, e);
@@ -157,6 +162,8 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
                       .row = wino_row_floats(s->c) };
     cut(p);
     p->ahead = wino_packed_floats(p) > CACHED_FLOATS ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
+    p->in_far = is_far((int64_t)s->n * s->h * s->w, s->c);
+    p->out_far = is_far((int64_t)s->n * p->grid.OH * p->grid.OW, s->o);
     p->pairs = kern.tallest[2] && s->c / s->groups * 2 * WIDEST <= PAIR_PLACE && s->o / s->groups > 3 * kern.lanes;
     p->in_plane = (int64_t)p->unit * p->row + PLANE_GAP;
     p->out_plane = (int64_t)p->unit * (p->pairs ? 2 : 1) * WIDEST + PLANE_GAP;
@@ -252,13 +259,14 @@ wino_place wino_place_of(const wino_grid *g, int64_t tile)
     return (wino_place){ (int)(tile / each), (int)(tile % each / across) * g->M, (int)(tile % across) * g->M };
 }
 
-void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, float *v, int64_t plane)
+void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, bool fetched, float *v, int64_t plane)
 {
     const int h = at.h - s->pt, w = at.w - s->pl;
     wino_in_args a = { .x_row = (int64_t)s->w * s->c, .x_col = s->c, .plane = plane, .channels = s->c, .v = v,
                        .r0 = (int)kern_max(0, -h), .r1 = (int)kern_min(M + 2, s->h - h),
                        .c0 = (int)kern_max(0, -w), .c1 = (int)kern_min(M + 2, s->w - w) };
     a.x = x + ((int64_t)at.n * s->h + h) * a.x_row + w * a.x_col;
+    if (fetched) a.ahead = 2 * a.x_row + (M + 2) * a.x_col;      /* what the tile above has not read, nor this one */
     kern.wino_in[M == 4](&a);
 }
 
@@ -293,7 +301,7 @@ static void finish(const wino_job *j, wino_place at, int o, panel v, const float
     wino_out_args a = { .m = m, .plane = p->out_plane, .y = j->y + y, .y_row = (int64_t)g->OW * p->s.o, .y_col = p->s.o,
                         .bias = j->ep->bias ? j->ep->bias + o : NULL, .residual = j->ep->residual ? j->ep->residual + y : NULL,
                         .rows = (int)kern_min(p->M, g->OH - at.h), .cols = (int)kern_min(p->M, g->OW - at.w),
-                        .nv = v.nv, .lanes = v.lanes, .lo = act_low(act), .hi = act_high(act) };
+                        .ahead = p->out_far ? p->M * (int64_t)p->s.o : 0, .nv = v.nv, .lanes = v.lanes, .lo = act_low(act), .hi = act_high(act) };
     kern.wino_out[p->M == 4](&a);
     for (int r = 0; act == ACT_SILU && r < a.rows; r++)
         for (int c = 0; c < a.cols; c++) silu_in_place(a.y + r * a.y_row + c * a.y_col, (v.nv - 1) * kern.lanes + v.lanes);
@@ -310,7 +318,7 @@ static void run_task(void *ctx, int64_t i, int worker)
     float *patches = j->scratch + (size_t)worker * p->own, *m = patches + p->A * p->A * p->in_plane;
     const wino_place start = wino_place_of(&p->grid, t0);
     wino_place at = start;
-    for (int t = 0; t < tiles; t++, at = wino_next(&p->grid, at)) wino_patch(&p->s, p->M, j->x, at, patches + (int64_t)t * p->row, p->in_plane);
+    for (int t = 0; t < tiles; t++, at = wino_next(&p->grid, at)) wino_patch(&p->s, p->M, j->x, at, p->in_far, patches + (int64_t)t * p->row, p->in_plane);
     for (int k = first, n; k < end; k += n) {
         const int group = k / per_group, g0 = k % per_group;
         int nv;

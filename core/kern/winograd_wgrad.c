@@ -106,7 +106,7 @@ static void transform_tile(const visit *u, wino_place at, int64_t t)
     const wino_wgrad_plan *p = j->p;
     const conv_shape *s = &p->s;
     const wino_grid *g = &p->grid;
-    wino_patch(s, p->M, j->x, at, u->vx + t * p->x_row, p->x_plane);
+    wino_patch(s, p->M, j->x, at, false, u->vx + t * p->x_row, p->x_plane);
     wino_in_args y = { .x_row = (int64_t)g->OW * s->o, .x_col = s->o, .plane = p->y_plane, .channels = s->o, .v = u->vy + t * p->y_row,
                        .r1 = (int)kern_min(p->M, g->OH - at.h), .c1 = (int)kern_min(p->M, g->OW - at.w) };
     y.x = j->dy + ((int64_t)at.n * g->OH + at.h) * y.x_row + at.w * y.x_col;
