@@ -7,6 +7,14 @@ INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load
 /* Values that are far are fetched by the way in the widest tile: it is the one that large maps are cut into. */
 enum { FAR_WIDTH = 8 };
 
+/* Of a tile: floats from the first one's x and y. */
+typedef struct { int64_t x, y; } dw_place;
+
+INLINE dw_place dw_tile_at(const dw_args *d, int line, int tile)
+{
+    return (dw_place){ line * d->x_line + tile * d->x_next, line * d->y_line + tile * d->y_next };
+}
+
 /* The prologue of one vector of channels; nobody asks where there is none. */
 typedef struct { vf scale, shift, lo, hi; } dw_pro;
 
@@ -88,12 +96,12 @@ INLINE void dw_fetch(const int T, const int S, const dw_args *d, const float *x,
  * What is full or has a prologue is compiled apart; so little is, the rows being a loop and vectors that are not full
  * taken tap by tap, because all other loops together compile in a quarter of the time that these take. */
 INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
-                      const dw_args *d, int tile, int c, int n)
+                      const dw_args *d, dw_place at, int c, int n)
 {
-    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row, at = tile * d->y_next + c;
-    const float *x = d->x + tile * d->x_next + c, *w = d->w + c;
+    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
+    const float *x = d->x + at.x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at, true);
+    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at.y + c, true);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
@@ -101,7 +109,7 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
     else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
             dw_chunk_taps(T, S, full, n, in, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
-    dw_store(T, full, d, at, n, W ? T : d->count, acc);
+    dw_store(T, full, d, at.y + c, n, W ? T : d->count, acc);
 }
 
 /* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
@@ -142,10 +150,10 @@ INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, con
 }
 
 INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
-                            const dw_args *d, int tile, int c, int n)
+                            const dw_args *d, dw_place at, int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
-    const float *x = d->x + tile * d->x_next + c, *dy = d->dy + tile * d->y_next + c;
+    const float *x = d->x + at.x + c, *dy = d->dy + at.y + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
     if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, dy, false);
@@ -160,17 +168,21 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
 
 /* One vector of the forward pass or of the weight gradient. */
 INLINE void dw_either(const bool wgrad, const int T, const int S, const int W, const uint32_t live, const bool full,
-                      const bool prologue, const dw_args *d, int tile, int c, int n)
+                      const bool prologue, const dw_args *d, dw_place at, int c, int n)
 {
-    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, d, tile, c, n);
-    else dw_vector(T, S, W, live, full, prologue, d, tile, c, n);
+    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, d, at, c, n);
+    else dw_vector(T, S, W, live, full, prologue, d, at, c, n);
 }
 
+/* Line after line: neighbours are read on from one another, and a line's pixels are still near when the next wants them. */
 INLINE int dw_inside(const bool wgrad, const int T, const int S, const uint32_t live, const bool prologue, const dw_args *d)
 {
     int c = 0;
-    for (int tile = 0; tile < d->tiles; tile++)
-        for (c = 0; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, d, tile, c, LANES);
+    for (int line = 0; line < d->lines; line++)
+        for (int tile = 0; tile < d->tiles; tile++) {
+            const dw_place at = dw_tile_at(d, line, tile);
+            for (c = 0; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, d, at, c, LANES);
+        }
     return c;
 }
 
@@ -188,9 +200,9 @@ INLINE int dw_three(const bool wgrad, const int T, const int S, const bool prolo
 }
 
 /* Channels from c on, of any tile. */
-INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d, int tile, int c)
+INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d, dw_place at, int c)
 {
-    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, d, tile, c, LANES);
+    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, d, at, c, LANES);
     return c;
 }
 
@@ -200,10 +212,12 @@ INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologu
     static __attribute__((noinline)) void NAME##_any_##T##_##S(const dw_args *d, int c) \
     { \
         const dw_args own = *d; \
-        for (int tile = 0; tile < own.tiles; tile++) { \
-            int done = own.scale ? dw_any(WGRAD, T, S, true, &own, tile, c) : dw_any(WGRAD, T, S, false, &own, tile, c); \
-            if (done < own.channels) dw_either(WGRAD, T, S, 0, 0, false, own.scale != NULL, &own, tile, done, own.channels - done); \
-        } \
+        for (int line = 0; line < own.lines; line++) \
+            for (int tile = 0; tile < own.tiles; tile++) { \
+                const dw_place at = dw_tile_at(&own, line, tile); \
+                int done = own.scale ? dw_any(WGRAD, T, S, true, &own, at, c) : dw_any(WGRAD, T, S, false, &own, at, c); \
+                if (done < own.channels) dw_either(WGRAD, T, S, 0, 0, false, own.scale != NULL, &own, at, done, own.channels - done); \
+            } \
     } \
     static void NAME##_##T##_##S(const dw_args *d) \
     { \

@@ -10,7 +10,7 @@
 
 const int dw_widths[DW_WIDTHS] = { 4, 7, 8 };
 
-typedef struct { int first, count; } dw_tile;           /* outputs of a row */
+typedef struct { int first, count, alike; } dw_tile;    /* outputs of a row; tiles like it from here on */
 
 struct dw_plan {
     gather g;                    /* groups holds the channels */
@@ -52,18 +52,27 @@ static dw_chunk chunk_of(const dw_plan *p, int b, int taps, dw_tile t)
     return (dw_chunk){ .x = g->col[b] * g->groups, .w = b, .taps = taps, .live = (1u << end) - (1u << first) };
 }
 
+static bool tiles_alike(const dw_plan *p, int a, int b)
+{
+    for (int k = 0; k < p->chunks; k++)
+        if (p->chunk[a * p->chunks + k].live != p->chunk[b * p->chunks + k].live) return false;
+    return p->tile[a].count == p->tile[b].count;
+}
+
 static void make_tiles(dw_plan *p, int per_chunk)
 {
     const gather *g = &p->g;
     int width = dw_widths[p->width];
     for (int i = 0; i < p->tiles; i++) {
-        p->tile[i] = (dw_tile){ i * width, (int)kern_min(width, g->qw - i * width) };
+        p->tile[i] = (dw_tile){ i * width, (int)kern_min(width, g->qw - i * width), 1 };
         for (int k = 0, b = 0; k < p->chunks; k++) {
             int taps = per_chunk == 1 ? 1 : (int)kern_div_up(g->tw - b, p->chunks - k);
             p->chunk[i * p->chunks + k] = chunk_of(p, b, taps, p->tile[i]);
             b += taps;
         }
     }
+    for (int i = p->tiles - 2; i >= 0; i--)
+        if (tiles_alike(p, i, i + 1)) p->tile[i].alike = 1 + p->tile[i + 1].alike;
 }
 
 /* A task has some rows of one image and some channels: so many that their weights fill a quarter of L1.
@@ -161,20 +170,21 @@ static int rows_alike(const dw_plan *p, int r, int end)
     return n;
 }
 
-/* Tile i of output rows r, r+1, ...: n of them, all alike. What both kernels want to know; *a0 is their first tap row
- * inside the image. y_row, y_col: floats from a row and a column of y or dy to the next. */
+/* Tiles from i on that are alike, of output rows r, r+1, ...: n of them, alike too. What both kernels want to know; *a0
+ * is their first tap row inside the image. y_row, y_col: floats from a row and a column of y or dy to the next. */
 static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n, int64_t w_step, const float *x, int64_t x_back,
                         int64_t y_row, int64_t y_col, int *a0)
 {
     const gather *g = &p->g;
     const dw_tile *t = &p->tile[i];
     int64_t C = g->groups, line = g->iw * C;
-    int a1;
+    int a1, width = dw_widths[p->width];
     taps_live(g->row, g->th, r, r, g->sh, g->ih, a0, &a1);
     int64_t ih = g->th ? r * g->sh + g->row[0] + *a0 * row_step(g) : 0;
     return (dw_args){ .x = x + ((q->n * g->ih + ih) * line + t->first * g->sw * C + q->c0 - x_back), .x_row = row_step(g) * line,
                       .x_step = g->sw / p->inner * C, .w_row = g->tw * w_step, .w_step = w_step, .y_step = y_col,
-                      .x_next = g->sh * line, .y_next = y_row, .tiles = n, .chunk = p->chunk + i * p->chunks, .chunks = p->chunks,
+                      .x_next = (int64_t)width * g->sw * C, .x_line = g->sh * line, .y_next = width * y_col, .y_line = y_row,
+                      .tiles = t->alike, .lines = n, .chunk = p->chunk + i * p->chunks, .chunks = p->chunks,
                       .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
 }
 
@@ -223,8 +233,9 @@ static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int 
     d.lo = j->lo;
     d.hi = j->hi;
     kern.dw[p->width][p->inner - 1](&d);
-    for (int k = 0; j->ep->act == ACT_SILU && k < n; k++)
-        for (int t = 0; t < d.count; t++) silu_in_place(d.y + k * d.y_next + t * d.y_step, d.channels);
+    for (int k = 0; j->ep->act == ACT_SILU && k < n * d.tiles; k++)
+        for (int t = 0; t < d.count; t++)
+            silu_in_place(d.y + k / d.tiles * d.y_line + k % d.tiles * d.y_next + t * d.y_step, d.channels);
 }
 
 int64_t dw_parts(const dw_plan *p) { return (int64_t)p->g.n * p->bands; }
@@ -236,10 +247,9 @@ static void sum_piece(const dw_job *j, const gather *g, const dw_piece *q, int64
     row_part_close(&part);
 }
 
-/* Down the rows, so that the pixels of a tile are still near when the row below wants them. */
 static void run_piece(const dw_job *j, const dw_plan *p, const dw_piece *q)
 {
-    for (int i = 0; i < p->tiles; i++)
+    for (int i = 0; i < p->tiles; i += p->tile[i].alike)
         for (int r = q->r0, n; r < q->r1; r += n) run_tiles(j, p, q, i, r, n = rows_alike(p, r, q->r1));
 }
 
@@ -288,7 +298,7 @@ static void wgrad_piece(const dw_wjob *j, const dw_piece *q, float *sums, int64_
 {
     const dw_plan *p = j->p;
     const gather *g = &p->g;
-    for (int t = 0; t < p->tiles; t++)
+    for (int t = 0; t < p->tiles; t += p->tile[t].alike)
         for (int r = q->r0, n; r < q->r1; r += n) {
             int a0;
             n = rows_alike(p, r, q->r1);

@@ -61,15 +61,15 @@ typedef struct { int32_t x, w; uint32_t live; int taps; } dw_chunk;    /* x: flo
 enum { DW_WIDTHS = 3 };
 extern const int dw_widths[DW_WIDTHS];                  /* outputs of one tile: 4, 7, 8 */
 
-/* Tiles alike, x_next and y_next floats from one to the next; for all t < count and c < channels of each
+/* Tiles alike, in lines; for all t < count and c < channels of each
  * dw:       y[t*y_step + c] = clamp(bias[c] + sum of x·w + residual)
  * dw_wgrad: sum[tap][c] += x·dy[t*y_step + c]; sum is strided as w, each tap padded to whole vectors.
  * With scale, x is clamp(x*scale[c] + shift[c]) between in_lo and in_hi. */
 typedef struct {
     const float *x;
     int64_t x_row, w_row, x_step, w_step, y_step;       /* from a tap row, pixel, tap, output to the next */
-    int64_t x_next, y_next;                             /* of y, dy and residual */
-    const dw_chunk *chunk; int chunks, rows, tiles;
+    int64_t x_next, x_line, y_next, y_line;             /* to the next tile and line; y: of y, dy and residual */
+    const dw_chunk *chunk; int chunks, rows, tiles, lines;
     int at;                                             /* the first chunk's x */
     int count, channels;
     const float *w, *bias, *residual;                   /* the latter may be NULL */
