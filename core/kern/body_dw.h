@@ -4,8 +4,8 @@
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
-/* Values that are far are fetched by the way in the widest tile: it is the one that large maps are cut into. */
-enum { FAR_WIDTH = 8 };
+/* Values that are far are fetched by the way in wide tiles: large maps are cut into those. */
+enum { FAR_WIDTH = 7 };
 
 /* Of a tile: floats from the first one's x and y. */
 typedef struct { int64_t x, y; } dw_place;
@@ -101,7 +101,7 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + at.x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at.y + c, true);
+    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at.y + c, true);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
@@ -156,7 +156,7 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     const float *x = d->x + at.x + c, *dy = d->dy + at.y + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T == FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, dy, false);
+    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, dy, false);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) for (int a = 0; a < 3; a++)

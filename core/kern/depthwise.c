@@ -23,7 +23,7 @@ struct dw_plan {
     int rows, bands;             /* of outputs, for one task */
     int channels, parts;         /* of a task; channel parts */
     int blocks;                  /* weight gradient: sums */
-    int ahead;                   /* rows of outputs from those computed to those fetched */
+    int64_t floats;              /* read and written by a pass */
     size_t packed_at;
 };
 
@@ -78,7 +78,7 @@ static void make_tiles(dw_plan *p, int per_chunk)
 /* A task has some rows of one image and some channels: so many that their weights fill a quarter of L1.
  * Bands of rows come in pairs, so that the halves of an image stay on the cores that wrote them; below FEW_PIXELS
  * dense neighbours have many weights and halve the channels instead. */
-enum { PART = 256, PART_WEIGHTS = 2560, TASK_MACS = 1 << 19, FETCH_VECTORS = 8, FEW_PIXELS = 96 };
+enum { PART = 256, PART_WEIGHTS = 2560, TASK_MACS = 1 << 19, FEW_PIXELS = 96 };
 
 static void cut(dw_plan *p)
 {
@@ -93,9 +93,6 @@ static void cut(dw_plan *p)
     if (g->n * p->bands % 2 && (p->bands > 1 || p->parts % 2 || (int64_t)g->qh * g->qw >= FEW_PIXELS)) p->bands = (int)kern_min(p->bands + 1, g->qh);
     p->rows = (int)kern_div_up(g->qh, p->bands);
     p->bands = (int)kern_div_up(g->qh, p->rows);
-    /* what is far is fetched about FETCH_VECTORS tiles of one vector ahead */
-    int64_t floats = (int64_t)g->n * g->groups * ((int64_t)g->ih * g->iw + (int64_t)g->qh * g->qw);
-    p->ahead = floats < FAR_FLOATS ? 0 : (int)kern_div_up(FETCH_VECTORS, kern_div_up(p->channels, kern.lanes));
 }
 
 dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, err *e)
@@ -106,6 +103,7 @@ dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, 
     p->s = *s;
     p->packed_at = packed_at;
     const gather *g = &p->g;
+    p->floats = g->n * ((int64_t)g->ih * g->iw * g->groups + g->y_img);
     bool dense = g->tw > 1 && g->col[1] - g->col[0] == 1;
     p->inner = g->sw == 2 && (dense || g->tw == 1) ? 2 : 1;
     int per_chunk = g->sw == p->inner && dense ? CHUNK_TAPS : 1;
@@ -188,13 +186,14 @@ static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n
                       .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
 }
 
-/* y_row: floats from a row of outputs to the next. */
-static void add_fetch(dw_args *d, const dw_plan *p, int64_t y_row)
+/* What the next row will read and write is fetched, where it is far. Beside the multiply-adds of stride 2, which are fewer
+ * to a pixel, and beside the weight gradient's loads that shows, so those want more to be gained. */
+static void add_fetch(dw_args *d, const dw_plan *p, bool wgrad)
 {
-    if (!p->ahead) return;
+    if (p->floats < (wgrad || p->inner == 2 ? FAR_FLOATS : FAR_FLOATS / 4)) return;
     d->fetched = (int)kern_min(p->g.sh, d->rows);
-    d->x_ahead = (int64_t)p->ahead * p->g.sh * p->g.iw * p->g.groups;
-    d->y_ahead = p->ahead * y_row;
+    d->x_ahead = d->x_line;
+    d->y_ahead = d->y_line;
 }
 
 static void add_prologue(dw_args *d, const conv_prologue *pro, int c0)
@@ -225,7 +224,7 @@ static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int 
     int64_t at = g->y_base + q->n * g->y_img + r * g->y_row + p->tile[i].first * g->y_col + q->c0;
     d.w = j->packed + p->packed_at + a0 * d.w_row + q->c0;
     d.y = j->y + at;
-    add_fetch(&d, p, g->y_row);
+    add_fetch(&d, p, false);
     if (j->away) d.x_ahead = j->away;
     d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
     d.residual = j->ep->residual ? j->ep->residual + at : NULL;
@@ -304,7 +303,7 @@ static void wgrad_piece(const dw_wjob *j, const dw_piece *q, float *sums, int64_
             n = rows_alike(p, r, q->r1);
             dw_args d = tiles_at(p, q, t, r, n, padded(p), j->x, 0, (int64_t)g->qw * g->groups, g->groups, &a0);
             d.dy = j->dy + ((row + r - q->r0) * g->qw + p->tile[t].first) * g->groups + q->c0;
-            add_fetch(&d, p, (int64_t)g->qw * g->groups);
+            add_fetch(&d, p, true);
             if (j->away) d.y_ahead = j->away;
             d.sum = sums + a0 * d.w_row + q->c0;
             add_prologue(&d, j->pro, q->c0);
