@@ -155,11 +155,12 @@ INLINE void strip_body(const int MR, const int NV, const tile_args *t)
 
 INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wtile_args *t, vf acc[][2])
 {
+    const int64_t x_step = t->x_step, dy_step = t->dy_step;
     for (int n = 0; n < t->imgs; n++)
         for (int l = 0; l < t->lines; l++) {
             const float *x = t->x + n * t->x_img + l * t->x_line;
             const float *dy = t->dy + n * t->dy_img + l * t->dy_line;
-            for (int q = t->count; q > 0; q--, x += t->x_step, dy += t->dy_step) {
+            for (int q = t->count; q > 0; q--, x += x_step, dy += dy_step) {
                 vf d[2];
                 if (AHEAD) {
                     __builtin_prefetch(x + t->x_ahead, 0, 2);
@@ -177,13 +178,14 @@ INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wti
 INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
 {
     vf acc[TILE_MAX][2];
+    float *sum = t->sum;
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < NV; v++)
-            acc[i][v] = t->add ? v_load(t->sum + (i * NV + v) * LANES) : v_zero();
+            acc[i][v] = t->add ? v_load(sum + (i * NV + v) * LANES) : v_zero();
     if (t->x_ahead || t->dy_ahead) wtile_pixels(MR, NV, true, t, acc);
     else wtile_pixels(MR, NV, false, t, acc);
     UNROLL for (int i = 0; i < MR; i++)
-        UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
+        UNROLL for (int v = 0; v < NV; v++) v_store(sum + (i * NV + v) * LANES, acc[i][v]);
 }
 
 /* Heights that fit the register file: the accumulators, NV vectors of weights, one broadcast. Pixels
