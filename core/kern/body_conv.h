@@ -188,6 +188,32 @@ INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
         UNROLL for (int v = 0; v < NV; v++) v_store(sum + (i * NV + v) * LANES, acc[i][v]);
 }
 
+INLINE void slice_vector(const int NV, const bool full, const bool prologue, const slice_args *a, int i, int n)
+{
+    const int64_t x_step = a->x_step, y_step = a->y_step;
+    const float *x = a->x + i;
+    float *y = a->y + i;
+    const vf scale = prologue ? v_load_n(a->scale + i, n) : v_zero(), shift = prologue ? v_load_n(a->shift + i, n) : v_zero();
+    const vf lo = v_set1(a->lo), hi = v_set1(a->hi);
+    for (int64_t r = a->rows; r > 0; r--, x += x_step, y += y_step)
+        UNROLL for (int v = 0; v < NV; v++) {
+            vf b = full ? v_load(x + v * LANES) : v_load_n(x, n);
+            if (prologue) b = v_min(hi, v_max(lo, v_fma(b, scale, shift)));
+            v_store(y + v * LANES, b);
+        }
+}
+
+static void slice(const slice_args *a)
+{
+    int i = 0;
+    if (!a->scale) for (; i + 2 * LANES <= a->floats; i += 2 * LANES) slice_vector(2, true, false, a, i, LANES);
+    for (; i < a->floats; i += LANES) {
+        const int n = a->floats - i < LANES ? a->floats - i : LANES;
+        if (a->scale) slice_vector(1, false, true, a, i, n);
+        else slice_vector(1, false, false, a, i, n);
+    }
+}
+
 /* Heights that fit the register file: the accumulators, NV vectors of weights, one broadcast. Pixels
  * want a pointer each, so one-vector tiles of pixels stay lower than those of in-channels. */
 #define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
@@ -254,6 +280,7 @@ static void fill_conv(kern_table *k)
 #define X(MR, NV) k->wtile[NV - 1][MR] = wtile_##MR##_##NV;
     HEIGHTS_1(X) MORE_1(X) HEIGHTS_2(X) MORE_2(X)
 #undef X
+    k->slice = slice;
     k->tallest[0] = TALLEST_1;
     k->tallest[1] = TALLEST_2;
     k->tallest[2] = TALLEST_4;

@@ -119,17 +119,16 @@ INLINE void wino_out_body(const int M, const wino_out_args *a)
 /* One kernel to a lane: the compiler makes vectors of the loops over o. */
 static void wino_w(const wino_w_args *a)
 {
-    enum { WIDE = 2 * LANES_MAX };
-    double t[3][WIDE];
+    double t[3][WIDEST];
     for (int r = 0; r < a->A; r++) {
         const double *G = a->G[r];
         for (int k = 0; k < 3; k++)
-            for (int o = 0; o < WIDE; o++)
-                t[k][o] = G[0] * (double)a->g[k * WIDE + o] + G[1] * (double)a->g[(3 + k) * WIDE + o] + G[2] * (double)a->g[(6 + k) * WIDE + o];
+            for (int o = 0; o < WIDEST; o++)
+                t[k][o] = G[0] * (double)a->g[k * WIDEST + o] + G[1] * (double)a->g[(3 + k) * WIDEST + o] + G[2] * (double)a->g[(6 + k) * WIDEST + o];
         for (int b = 0; b < a->A; b++) {
             const double *H = a->G[b];
-            float row[WIDE];
-            for (int o = 0; o < WIDE; o++) row[o] = (float)(H[0] * t[0][o] + H[1] * t[1][o] + H[2] * t[2][o]);
+            float row[WIDEST];
+            for (int o = 0; o < WIDEST; o++) row[o] = (float)(H[0] * t[0][o] + H[1] * t[1][o] + H[2] * t[2][o]);
             memcpy(a->u + (r * a->A + b) * a->plane, row, (size_t)a->wide * sizeof *row);
         }
     }

@@ -126,6 +126,11 @@ size_t wgrad_scratch_floats(const wgrad_plan *p);
 void   wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, const float *dy, const wgrad_join *join,
                  bool accumulate, float *dw, float *scratch);
 
+/* dw[o*step + r] = turned[r][o] for r < rows and o < outs, or added to it. The odd width keeps a column's floats out of
+ * each other's cache lines. */
+enum { WGRAD_CHUNK = 128 };
+void wgrad_put(float (*turned)[WIDEST + 1], int rows, int outs, bool accumulate, float *dw, int64_t step);
+
 typedef struct dw_plan dw_plan;                         /* one gather of a depthwise convolution */
 dw_plan *dw_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);       /* takes the gather over */
 void   dw_plan_free(dw_plan *p);

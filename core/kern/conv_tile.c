@@ -16,7 +16,7 @@ size_t tile_packed_floats(const tile_plan *p)
     return (size_t)(gather_panel_offset(&p->g, panel_count(p->g.o)) * p->g.groups);
 }
 
-enum { PACK_ROWS = 128, WIDEST = 2 * LANES_MAX };
+enum { PACK_ROWS = 128 };
 
 typedef struct { const tile_plan *p; const float *w; float *packed; } pack_job;
 

@@ -190,25 +190,14 @@ typedef struct {
     bool more;                   /* it follows, and what it reads lies side by side with this one's */
 } visit;
 
-/* `floats` of every pixel side by side; from one to the next `step` and `wide` floats. */
-static void copy_slice(int64_t pixels, int floats, const float *from, int64_t step, int wide, float *to)
-{
-    if (floats == TILE_MAX)
-        for (; pixels > 0; pixels--, from += step, to += wide) memcpy(to, from, TILE_MAX * sizeof *to);
-    else if (floats == 2 * LANES_MAX)
-        for (; pixels > 0; pixels--, from += step, to += wide) memcpy(to, from, 2 * LANES_MAX * sizeof *to);
-    else
-        for (; pixels > 0; pixels--, from += step, to += wide) memcpy(to, from, (size_t)floats * sizeof *to);
-}
-
 static void copy_dy(const wgrad_job *j, const visit *u)
 {
     const wgrad_plan *p = j->p;
     int64_t pixels = (int64_t)u->rows * p->OW, o = u->group * p->og + u->v.first;
     for (int n = 0; n < u->imgs; n++)
-        copy_slice(pixels, (u->v.nv - 1) * kern.lanes + u->v.lanes,
-                   j->dy + ((int64_t)(u->n0 + n) * p->OH + u->r0) * p->OW * p->s.o + o, p->s.o,
-                   2 * kern.lanes, u->dy + n * pixels * 2 * kern.lanes);
+        kern.slice(&(slice_args){ .rows = pixels, .floats = (u->v.nv - 1) * kern.lanes + u->v.lanes, .x_step = p->s.o, .y_step = 2 * kern.lanes,
+                                  .x = j->dy + ((int64_t)(u->n0 + n) * p->OH + u->r0) * p->OW * p->s.o + o,
+                                  .y = u->dy + n * pixels * 2 * kern.lanes });
 }
 
 /* Channels from c0 of the group on: TILE_MAX of them, where the pixel has so many left. */
@@ -217,8 +206,8 @@ static void copy_x(const wgrad_job *j, const visit *u, int c0)
     const conv_shape *s = &j->p->s;
     int64_t pixels = (int64_t)u->lines * s->w, c = u->group * j->p->cg + c0;
     for (int n = 0; n < u->imgs; n++)
-        copy_slice(pixels, (int)kern_min(TILE_MAX, s->c - c), j->x + ((int64_t)(u->n0 + n) * s->h + u->h0) * s->w * s->c + c,
-                   s->c, TILE_MAX, u->x + n * pixels * TILE_MAX);
+        kern.slice(&(slice_args){ .rows = pixels, .floats = (int)kern_min(TILE_MAX, s->c - c), .x_step = s->c, .y_step = TILE_MAX,
+                                  .x = j->x + ((int64_t)(u->n0 + n) * s->h + u->h0) * s->w * s->c + c, .y = u->x + n * pixels * TILE_MAX });
 }
 
 /* All of the unit, as the prologue says: 1×1, so its pixels lie side by side. */
@@ -327,33 +316,33 @@ static void go_to(const wgrad_job *j, visit *u, int64_t unit, bool more)
                                        kern_div_up(floats * 4, visits) };
 }
 
-/* Weights of one out-channel that one piece of the last pass handles, and out-channels in a panel. */
-enum { CHUNK = 128, WIDEST = 2 * LANES_MAX };
+void wgrad_put(float (*turned)[WIDEST + 1], int rows, int outs, bool accumulate, float *dw, int64_t step)
+{
+    for (int o = 0; o < outs; o++, dw += step)
+        for (int r = 0; r < rows; r++) dw[r] = accumulate ? dw[r] + turned[r][o] : turned[r][o];
+}
 
-static int chunks_of(const wgrad_plan *p) { return (int)kern_div_up((int64_t)p->cg * p->s.kh * p->s.kw, CHUNK); }
+/* WGRAD_CHUNK weights of one out-channel are one piece of the last pass. */
+static int chunks_of(const wgrad_plan *p) { return (int)kern_div_up((int64_t)p->cg * p->s.kh * p->s.kw, WGRAD_CHUNK); }
 
-/* Adds the blocks and puts the result where PyTorch wants it: some rows (c, tap) of a panel become
- * columns. The odd width keeps the columns out of each other's cache lines. */
+/* Adds the blocks and puts the result where PyTorch wants it: some rows (c, tap) of a panel become columns. */
 static void put_rows(const wgrad_job *j, int which, int chunk, const float *sums)
 {
     const wgrad_plan *p = j->p;
     int taps = p->s.kh * p->s.kw, rows = p->cg * taps;
-    int r0 = chunk * CHUNK, n = (int)kern_min(CHUNK, rows - r0);
+    int r0 = chunk * WGRAD_CHUNK, n = (int)kern_min(WGRAD_CHUNK, rows - r0);
     int per_group = panel_count(p->og), group = which / per_group;
     panel v = panel_at(p->og, which % per_group);
     int wide = v.nv * kern.lanes;
     int64_t step = p->group_floats * p->s.groups;
-    float turn[CHUNK][WIDEST + 1];
+    float turn[WGRAD_CHUNK][WIDEST + 1];
     for (int r = 0; r < n; r++) {
         const float *from = sums + ((int64_t)((r0 + r) % taps) * p->cg + (r0 + r) / taps) * wide;
         memcpy(turn[r], from, (size_t)wide * sizeof *from);
         for (int k = 1; k < p->blocks; k++)
             for (int o = 0; o < wide; o++) turn[r][o] += from[k * step + o];
     }
-    for (int o = 0; o < (v.nv - 1) * kern.lanes + v.lanes; o++) {
-        float *dw = j->dw + (int64_t)(group * p->og + v.first + o) * rows + r0;
-        for (int r = 0; r < n; r++) dw[r] = j->accumulate ? dw[r] + turn[r][o] : turn[r][o];
-    }
+    wgrad_put(turn, n, (v.nv - 1) * kern.lanes + v.lanes, j->accumulate, j->dw + (int64_t)(group * p->og + v.first) * rows + r0, rows);
 }
 
 static void sum_block(void *ctx, int64_t i, int worker)

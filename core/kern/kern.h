@@ -13,7 +13,7 @@
 
 /* ---- register tiles of dense convolution: body_conv.h ----------------------------------------- */
 
-enum { TILE_MAX = 16, LANES_MAX = 16 };                 /* no tile is taller, no vector longer */
+enum { TILE_MAX = 16, LANES_MAX = 16, WIDEST = 2 * LANES_MAX };        /* no tile is taller, no vector longer, no panel wider */
 
 enum { STRIP_TAPS = 3 };                                /* neighbouring taps that share what is loaded, at most */
 typedef struct {
@@ -50,6 +50,15 @@ typedef struct {
     int64_t x_ahead, dy_ahead;                          /* floats to those that are fetched by the way; both 0: none */
     float *sum;
 } wtile_args;
+
+/* y[r*y_step + i] = x[r*x_step + i] for i < floats; with scale, clamp(x*scale[i] + shift[i]) between lo and hi. Whole
+ * vectors of y are written. */
+typedef struct {
+    int64_t rows, x_step, y_step;
+    int floats;
+    const float *x, *scale, *shift;                     /* scale NULL: no prologue */
+    float lo, hi, *y;
+} slice_args;
 
 /* ---- depthwise convolution: body_dw.h ----------------------------------------------------------- */
 
@@ -180,6 +189,7 @@ typedef struct {
     tile_kernel tile[3][TILE_MAX + 1];                  /* [NV/2][MR], NV 1, 2 or 4 */
     tile_kernel strip[2][TILE_MAX + 1];                 /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
+    void (*slice)(const slice_args *);
     int dot_outs;
     void (*dot)(const dot_args *);
     void (*wino_in[2])(const wino_in_args *);           /* F(2×2), F(4×4) */

@@ -15,7 +15,7 @@
 #include "core/kern/conv.h"
 
 /* Gaps keep rows and planes that are used together out of each other's cache lines. */
-enum { PATCH_MOST = 36, WIDEST = 2 * LANES_MAX, ROW_GAP = 16, PLANE_GAP = 16 };
+enum { PATCH_MOST = 36, ROW_GAP = 16, PLANE_GAP = 16 };
 /* Two panels at once, if their weights of one place are so few floats: a third of the first-level cache. */
 enum { PAIR_PLACE = 1 << 12 };
 

@@ -14,7 +14,7 @@
 
 #include "core/kern/conv.h"
 
-enum { WIDEST = 2 * LANES_MAX, GAP = 16 };              /* gaps keep rows and planes out of each other's cache lines */
+enum { GAP = 16 };               /* gaps keep rows and planes out of each other's cache lines */
 
 struct wino_wgrad_plan {
     conv_shape s;
@@ -170,7 +170,7 @@ static void add_blocks(const wino_wgrad_plan *p, float *sums, int count)
             for (int i = 0; i < count; i++) sums[i] += sums[p->sums * (size_t)b + (size_t)i];
 }
 
-/* Some in-channels of one panel. The odd width keeps the columns out of each other's cache lines. */
+/* Some in-channels of one panel. */
 enum { CHUNK = 16 };
 
 static void put_chunk(void *ctx, int64_t i, int worker)
@@ -188,10 +188,8 @@ static void put_chunk(void *ctx, int64_t i, int worker)
                            .G = j->G, .out = turn[c * 9], .step = WIDEST + 1 };
         kern.wino_dw[p->M == 4](&a);
     }
-    for (int o = 0; o < (v.nv - 1) * kern.lanes + v.lanes; o++) {
-        float *dw = j->dw + ((int64_t)(v.first + o) * p->s.c + c0) * 9;
-        for (int r = 0; r < n * 9; r++) dw[r] = j->accumulate ? dw[r] + turn[r][o] : turn[r][o];
-    }
+    wgrad_put(turn, n * 9, (v.nv - 1) * kern.lanes + v.lanes, j->accumulate, j->dw + ((int64_t)v.first * p->s.c + c0) * 9,
+              (int64_t)p->s.c * 9);
 }
 
 void wino_wgrad_run(const wino_wgrad_plan *p, const float *x, const float *dy, bool accumulate, float *dw, float *scratch)
