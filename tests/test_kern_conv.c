@@ -315,6 +315,8 @@ static const conv_shape known[] = {                                   /* what ne
     { 17, 3, 5, 7, 19, 3, 5, 2, 3, 0, 0, 0, 0, 1, 1, 1 },
     { 2, 6, 29, 8, 40, 4, 15, 1, 1, 0, 0, 9, 9, 1, 1, 1 },            /* strips with ends far outside */
     { 1, 4, 27, 240, 33, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 1 },           /* strips, sums in blocks */
+    { 2, 15, 13, 161, 170, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },         /* many channels of both sides: 390 pixels, */
+    { 1, 7, 7, 350, 81, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },            /* and 49 */
 };
 /* Random samples keep their numbers, and so their shapes, when known ones are added. */
 enum { KNOWN = sizeof known / sizeof *known, FIRST_RANDOM = 25, RANDOM = 120, FEW = 24 };

@@ -160,11 +160,13 @@ INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wti
         for (int l = 0; l < t->lines; l++) {
             const float *x = t->x + n * t->x_img + l * t->x_line;
             const float *dy = t->dy + n * t->dy_img + l * t->dy_line;
+            const float *x_far = x + t->x_ahead, *dy_far = dy + t->dy_ahead;
             for (int q = t->count; q > 0; q--, x += x_step, dy += dy_step) {
                 vf d[2];
                 if (AHEAD) {
-                    __builtin_prefetch(x + t->x_ahead, 0, 2);
-                    UNROLL for (int v = 0; v < NV; v++) __builtin_prefetch(dy + t->dy_ahead + v * LANES, 0, 2);
+                    __builtin_prefetch(x_far, 0, 2);
+                    UNROLL for (int v = 0; v < NV; v++) __builtin_prefetch(dy_far + v * LANES, 0, 2);
+                    x_far += t->x_far, dy_far += t->dy_far;
                 }
                 UNROLL for (int v = 0; v < NV; v++) d[v] = v_load_n(dy + v * LANES, v == NV - 1 ? t->lanes : LANES);
                 UNROLL for (int i = 0; i < MR; i++) {

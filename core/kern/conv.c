@@ -53,6 +53,7 @@ struct conv_plan {
     gather_set forward, back, unit;                      /* unit: data gradient of WGRAD_UNIT pixels */
     wgrad_plan *wgrad;           /* dense; depthwise uses forward's plan */
     wino_wgrad_plan *wino;       /* … instead */
+    wgrad_one_plan *one;         /* … or this */
     int wino_M;
     im2col_plan *im2col;
     full_plan *full;
@@ -147,7 +148,9 @@ static bool roads_new(conv_plan *p, unsigned passes, err *e)
     assert(!p->unit.tile || !set_scratch(&p->unit));     /* wgrad_joins has seen to it */
     p->wino_M = passes & CONV_WEIGHT_GRAD && p->road == DIRECT ? wino_for(&p->s, CONV_WEIGHT_GRAD) : 0;
     if (p->wino_M) return (p->wino = wino_wgrad_plan_new(&p->s, p->wino_M, e));
-    return dw || !(passes & CONV_WEIGHT_GRAD) || (p->wgrad = wgrad_plan_new(&p->s, p->prologue, p->joins, e));
+    if (dw || !(passes & CONV_WEIGHT_GRAD)) return true;
+    if (!p->joins && wgrad_one_can(&p->s)) return (p->one = wgrad_one_plan_new(&p->s, e));
+    return (p->wgrad = wgrad_plan_new(&p->s, p->prologue, p->joins, e));
 }
 
 static road_kind road_for(const conv_shape *s)
@@ -196,6 +199,7 @@ void conv_plan_free(conv_plan *p)
     set_free(&p->unit);
     wgrad_plan_free(p->wgrad);
     wino_wgrad_plan_free(p->wino);
+    wgrad_one_plan_free(p->one);
     im2col_plan_free(p->im2col);
     full_plan_free(p->full);
     mem_free(p);
@@ -236,6 +240,7 @@ size_t conv_scratch_floats(const conv_plan *p)
     if (p->road == IM2COL) return im2col_scratch_floats(p->im2col);
     if (p->road == FULL) return full_scratch_floats(p->full);
     size_t most = p->wgrad ? wgrad_scratch_floats(p->wgrad) : p->forward.dw && p->passes & CONV_WEIGHT_GRAD ? dw_wgrad_scratch_floats(*p->forward.dw) : 0;
+    if (p->one) most = wgrad_one_scratch_floats(p->one);
     if (p->wino) most = wino_wgrad_scratch_floats(p->wino);
     if (p->joins && p->road == DEPTHWISE) most = dw_join_scratch_floats(*p->forward.dw, p->back.dw, p->back.n);
     if (set_scratch(&p->forward) > most) most = set_scratch(&p->forward);
@@ -276,6 +281,7 @@ void conv_weight_grad(const conv_plan *p, const float *x, const conv_prologue *p
     else if (p->road == IM2COL) im2col_weight_grad(p->im2col, x, dy, accumulate, dw, scratch);
     else if (p->road == FULL) full_weight_grad(p->full, x, dy, (grad_out){ dw, accumulate }, scratch);
     else if (p->road == DEPTHWISE) dw_wgrad_run(*p->forward.dw, x, pro, dy, accumulate, dw, scratch);
+    else if (p->one) wgrad_one_run(p->one, x, pro, dy, accumulate, dw, scratch);
     else if (p->wino) wino_wgrad_run(p->wino, x, dy, accumulate, dw, scratch);
     else wgrad_run(p->wgrad, x, pro, dy, NULL, accumulate, dw, scratch);
 }

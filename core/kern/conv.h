@@ -2,7 +2,7 @@
  *
  * A road is a plan with the four things done with it. conv.c picks one per shape; each file makes
  * its own kind of plan: conv_tile.c (forward and data gradient on the register tile) together with
- * conv_wgrad.c, winograd.c and winograd_wgrad.c, depthwise.c, full.c, im2col.c, and the loops of kern_ref.c. */
+ * conv_wgrad.c, wgrad_one.c, winograd.c and winograd_wgrad.c, depthwise.c, full.c, im2col.c, and the loops of kern_ref.c. */
 #ifndef LM_CONV_H
 #define LM_CONV_H
 
@@ -130,6 +130,15 @@ void   wgrad_run(const wgrad_plan *p, const float *x, const conv_prologue *pro, 
  * each other's cache lines. */
 enum { WGRAD_CHUNK = 128 };
 void wgrad_put(float (*turned)[WIDEST + 1], int rows, int outs, bool accumulate, float *dw, int64_t step);
+
+/* The same of 1×1 kernels with many channels. */
+typedef struct wgrad_one_plan wgrad_one_plan;
+bool   wgrad_one_can(const conv_shape *s);
+wgrad_one_plan *wgrad_one_plan_new(const conv_shape *s, err *e);
+void   wgrad_one_plan_free(wgrad_one_plan *p);
+size_t wgrad_one_scratch_floats(const wgrad_one_plan *p);
+void   wgrad_one_run(const wgrad_one_plan *p, const float *x, const conv_prologue *pro, const float *dy, bool accumulate, float *dw,
+                     float *scratch);
 
 typedef struct dw_plan dw_plan;                         /* one gather of a depthwise convolution */
 dw_plan *dw_plan_new(const gather *g, const conv_shape *s, size_t packed_at, err *e);       /* takes the gather over */

@@ -252,7 +252,7 @@ static void sum_tap(const wgrad_job *j, visit *u, int a, int b, int c0, int heig
         .dy = dy + ((int64_t)(l0 - u->r0) * p->OW + q0) * dc,
         .x_img = xh * s->w * xc, .dy_img = dh * p->OW * dc,
         .x_line = (int64_t)s->sh * s->w * xc, .dy_line = p->OW * dc,
-        .x_step = s->sw * xc, .dy_step = dc,
+        .x_step = s->sw * xc, .dy_step = dc, .x_far = s->sw * xc, .dy_far = dc,
         .imgs = u->imgs, .lines = q1 > q0 ? l1 - l0 : 0, .count = q1 - q0, .lanes = u->v.lanes, .add = add,
         .x_ahead = fetches && !j->pro && (!p->together || u->v.first == 0) ? (int64_t)u->imgs * u->lines * s->w * s->c : 0,
         .dy_ahead = !fetches ? 0 : j->join ? to_join(j, u, c0) : c0 == 0 ? (int64_t)u->imgs * u->rows * p->OW * s->o : 0,

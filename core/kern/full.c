@@ -139,7 +139,7 @@ static void data_task(void *ctx, int64_t task, int worker)
                 const int i0 = t * n / tiles, i1 = (t + 1) * n / tiles;
                 const panel v = panel_at(cols, k);
                 kern.wtile[v.nv - 1][i1 - i0](&(wtile_args){ .x = j->turned + (int64_t)o * n + i0, .dy = j->w + o * p->row + first + v.first,
-                    .x_step = n, .dy_step = p->row, .imgs = 1, .lines = 1, .count = (int)kern_min(p->outs, O - o), .lanes = v.lanes, .add = o > 0,
+                    .x_step = n, .x_far = n, .dy_step = p->row, .dy_far = p->row, .imgs = 1, .lines = 1, .count = (int)kern_min(p->outs, O - o), .lanes = v.lanes, .add = o > 0,
                     .dy_ahead = t == 0 && o + 2 * p->outs <= O ? p->outs * p->row : 0, .sum = sums + (int64_t)i0 * p->cols + k * wide * (i1 - i0) });
             }
     for (int t = 0; t < tiles; t++)

@@ -48,6 +48,7 @@ typedef struct {
     int lanes;
     bool add;
     int64_t x_ahead, dy_ahead;                          /* floats to those that are fetched by the way; both 0: none */
+    int64_t x_far, dy_far;                              /* from one of those to the next */
     float *sum;
 } wtile_args;
 
