@@ -81,8 +81,9 @@ INLINE void tile_start(const int MR, const int NV, const tile_args *t, vf acc[][
 INLINE void tile_end(const int MR, const int NV, const tile_args *t, vf acc[][NV_MAX])
 {
     if (t->suspend) {
+        float *sum = t->sum;
         UNROLL for (int i = 0; i < MR; i++)
-            UNROLL for (int v = 0; v < NV; v++) v_store(t->sum + (i * NV + v) * LANES, acc[i][v]);
+            UNROLL for (int v = 0; v < NV; v++) v_store(sum + (i * NV + v) * LANES, acc[i][v]);
         return;
     }
     if (t->lanes == LANES && !t->residual) tile_store(MR, NV, true, t, acc);

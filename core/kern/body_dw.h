@@ -206,24 +206,23 @@ INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologu
     return c;
 }
 
-/* Apart from the tiles inside, whose registers it would take. The arguments are copied, or every store of a
- * result might have changed them. */
+/* Apart from the tiles inside, whose registers it would take. */
 #define KERNELS(NAME, WGRAD, T, S) \
     static __attribute__((noinline)) void NAME##_any_##T##_##S(const dw_args *d, int c) \
     { \
-        const dw_args own = *d; \
-        for (int line = 0; line < own.lines; line++) \
-            for (int tile = 0; tile < own.tiles; tile++) { \
-                const dw_place at = dw_tile_at(&own, line, tile); \
-                int done = own.scale ? dw_any(WGRAD, T, S, true, &own, at, c) : dw_any(WGRAD, T, S, false, &own, at, c); \
-                if (done < own.channels) dw_either(WGRAD, T, S, 0, 0, false, own.scale != NULL, &own, at, done, own.channels - done); \
+        OWN(d); \
+        for (int line = 0; line < d->lines; line++) \
+            for (int tile = 0; tile < d->tiles; tile++) { \
+                const dw_place at = dw_tile_at(d, line, tile); \
+                int done = d->scale ? dw_any(WGRAD, T, S, true, d, at, c) : dw_any(WGRAD, T, S, false, d, at, c); \
+                if (done < d->channels) dw_either(WGRAD, T, S, 0, 0, false, d->scale != NULL, d, at, done, d->channels - done); \
             } \
     } \
     static void NAME##_##T##_##S(const dw_args *d) \
     { \
-        const dw_args own = *d; \
-        int done = own.scale ? dw_three(WGRAD, T, S, true, &own) : dw_three(WGRAD, T, S, false, &own); \
-        if (done < own.channels) NAME##_any_##T##_##S(d, done); \
+        OWN(d); \
+        int done = d->scale ? dw_three(WGRAD, T, S, true, d) : dw_three(WGRAD, T, S, false, d); \
+        if (done < d->channels) NAME##_any_##T##_##S(d, done); \
     }
 #define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
 #define X(I, T, S) KERNELS(dw, false, T, S) KERNELS(dw_wgrad, true, T, S)

@@ -90,6 +90,7 @@ INLINE void moments_all(const norm_args *a, const bool about)
 /* sum += */
 static void moments(const norm_args *a)
 {
+    OWN(a);
     if (a->pivot) moments_all(a, true);
     else moments_all(a, false);
 }
@@ -104,6 +105,7 @@ INLINE void back_moments_all(const norm_args *a, const gate_kind gate)
 /* sum += */
 static void back_moments(const norm_args *a)
 {
+    OWN(a);
     if (a->act == ACT_NONE) back_moments_all(a, OPEN);
     else if (a->y) back_moments_all(a, FROM_Y);
     else back_moments_all(a, FROM_X);
@@ -134,6 +136,7 @@ INLINE void affine_all(const norm_args *a, const bool silu)
 /* out = act(x*p0 + p1 + residual) */
 static void affine(const norm_args *a)
 {
+    OWN(a);
     if (a->act == ACT_SILU) affine_all(a, true);
     else affine_all(a, false);
 }
@@ -165,6 +168,7 @@ INLINE void bn_back_all(const norm_args *a, const gate_kind gate)
 /* dz = gate(dy); dres (+)= dz; dx (+)= dz*p0 + x*p1 + p2 */
 static void bn_back(const norm_args *a)
 {
+    OWN(a);
     if (a->act == ACT_NONE) bn_back_all(a, OPEN);
     else if (a->y) bn_back_all(a, FROM_Y);
     else bn_back_all(a, FROM_X);
@@ -185,6 +189,7 @@ INLINE void act_back_vector(const norm_args *a, int64_t i, int n, vf hi)
 /* dx (+)= dy * act' */
 static void act_back(const norm_args *a)
 {
+    OWN(a);
     vf hi = v_set1(a->gate_high);
     int64_t i = 0;
     for (; i + LANES <= a->count; i += LANES) act_back_vector(a, i, LANES, hi);
@@ -204,6 +209,7 @@ INLINE void sgd_vector(const optim_args *o, int64_t i, int n)
 
 static void sgd(const optim_args *o)
 {
+    OWN(o);
     int64_t i = 0;
     for (; i + LANES <= o->count; i += LANES) sgd_vector(o, i, LANES);
     if (i < o->count) sgd_vector(o, i, (int)(o->count - i));
@@ -224,6 +230,7 @@ INLINE void adam_vector(const optim_args *o, int64_t i, int n)
 
 static void adam(const optim_args *o)
 {
+    OWN(o);
     int64_t i = 0;
     for (; i + LANES <= o->count; i += LANES) adam_vector(o, i, LANES);
     if (i < o->count) adam_vector(o, i, (int)(o->count - i));
@@ -238,6 +245,7 @@ INLINE void blend_vector(const optim_args *o, int64_t i, int n)
 
 static void blend(const optim_args *o)
 {
+    OWN(o);
     int64_t i = 0;
     for (; i + LANES <= o->count; i += LANES) blend_vector(o, i, LANES);
     if (i < o->count) blend_vector(o, i, (int)(o->count - i));

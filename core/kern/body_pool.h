@@ -19,6 +19,7 @@ INLINE vf window_max(const pool_args *a, int c, int n)
 
 static void pool_max(const pool_args *a)
 {
+    OWN(a);
     for (int c = 0; c < a->channels; c += LANES) {
         int n = (int)kern_min(LANES, a->channels - c);
         v_store_n(a->out + c, n, window_max(a, c, n));
@@ -28,6 +29,7 @@ static void pool_max(const pool_args *a)
 /* The first tap that is the maximum gets dy. */
 static void pool_max_back(const pool_args *a)
 {
+    OWN(a);
     for (int c = 0; c < a->channels; c += LANES) {
         int n = (int)kern_min(LANES, a->channels - c);
         vf most = window_max(a, c, n), left = v_load_n(a->dy + c, n);
@@ -43,6 +45,7 @@ static void pool_max_back(const pool_args *a)
 
 static void pool_mean(const pool_args *a)
 {
+    OWN(a);
     for (int c = 0; c < a->channels; c += LANES) {
         int n = (int)kern_min(LANES, a->channels - c);
         vf sum = v_zero();
@@ -54,6 +57,7 @@ static void pool_mean(const pool_args *a)
 
 static void pool_mean_back(const pool_args *a)
 {
+    OWN(a);
     for (int c = 0; c < a->channels; c += LANES) {
         int n = (int)kern_min(LANES, a->channels - c);
         vf share = v_mul(v_load_n(a->dy + c, n), v_set1(a->weight));

@@ -71,10 +71,11 @@ INLINE void wino_in_vector(const int M, const bool whole, const wino_in_args *a,
         wino_in_line(M, d, 1, t);
         UNROLL for (int r = 0; r < A; r++) half[r * A + k] = t[r];
     }
+    const int64_t plane = a->plane;
     float *v = a->v + c;
-    for (int r = 0; r < A; r++, v += A * a->plane) {
+    for (int r = 0; r < A; r++, v += A * plane) {
         wino_in_line(M, half + r * A, 1, t);
-        UNROLL for (int k = 0; k < A; k++) v_store(v + k * a->plane, t[k]);
+        UNROLL for (int k = 0; k < A; k++) v_store(v + k * plane, t[k]);
     }
 }
 
@@ -99,14 +100,17 @@ INLINE void wino_out_vector(const int M, const wino_out_args *a, const int v, in
         UNROLL for (int r = 0; r < M; r++) half[r * A + k] = t[r];
     }
     vf bias = a->bias ? v_load_n(a->bias + v * LANES, n) : v_zero(), lo = v_set1(a->lo), hi = v_set1(a->hi);
-    for (int r = 0; r < a->rows; r++) {
-        int64_t at = r * a->y_row + v * LANES;
+    const int64_t row = a->y_row, col = a->y_col;
+    const int rows = a->rows, cols = a->cols;
+    const float *residual = a->residual ? a->residual + v * LANES : NULL;
+    float *y = a->y + v * LANES;
+    for (int r = 0; r < rows; r++) {
         wino_out_line(M, half + r * A, 1, t);
         UNROLL for (int k = 0; k < M; k++) {
-            if (k >= a->cols) break;
-            vf y = v_add(t[k], bias);
-            if (a->residual) y = v_add(y, v_load_n(a->residual + at + k * a->y_col, n));
-            v_store_n(a->y + at + k * a->y_col, n, v_min(hi, v_max(lo, y)));
+            if (k >= cols) break;
+            vf sum = v_add(t[k], bias);
+            if (residual) sum = v_add(sum, v_load_n(residual + r * row + k * col, n));
+            v_store_n(y + r * row + k * col, n, v_min(hi, v_max(lo, sum)));
         }
     }
 }
@@ -163,10 +167,11 @@ INLINE void wino_dy_vector(const int M, const wino_in_args *a, int c, int n)
         wino_dy_line(M, y, t);
         UNROLL for (int r = 0; r < A; r++) half[r * M + k] = t[r];
     }
+    const int64_t plane = a->plane;
     float *v = a->v + c;
-    for (int r = 0; r < A; r++, v += A * a->plane) {
+    for (int r = 0; r < A; r++, v += A * plane) {
         wino_dy_line(M, half + r * M, t);
-        UNROLL for (int k = 0; k < A; k++) v_store(v + k * a->plane, t[k]);
+        UNROLL for (int k = 0; k < A; k++) v_store(v + k * plane, t[k]);
     }
 }
 

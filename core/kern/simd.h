@@ -24,6 +24,9 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
+/* Arguments are copied, or every store of a vector might have changed them: a vector may lie anywhere. */
+#define OWN(a) const __typeof__(*(a)) own_##a = *(a); (a) = &own_##a
+
 INLINE uint32_t bits_held(uint32_t a) { __asm__ volatile("" : "+r"(a)); return a; }
 
 #if defined(__AVX512F__)
