@@ -21,7 +21,7 @@ struct dw_plan {
     dw_tile *tile;
     dw_chunk *chunk;             /* [tile][chunks] */
     int rows, bands;             /* of outputs, for one task */
-    int channels, parts;         /* of a task; channel parts */
+    int channels, parts;         /* of a part; how many there are */
     int blocks;                  /* weight gradient: sums */
     int64_t floats;              /* read and written by a pass */
     size_t packed_at;
@@ -75,10 +75,10 @@ static void make_tiles(dw_plan *p, int per_chunk)
         if (tiles_alike(p, i, i + 1)) p->tile[i].alike = 1 + p->tile[i + 1].alike;
 }
 
-/* A task has some rows of one image and some channels: so many that their weights fill a quarter of L1.
- * Bands of rows come in pairs, so that the halves of an image stay on the cores that wrote them; below FEW_PIXELS
- * dense neighbours have many weights and halve the channels instead. */
-enum { PART = 256, PART_WEIGHTS = 2560, TASK_MACS = 1 << 19, FEW_PIXELS = 96 };
+/* A task has some rows of one image, and goes through their channels in parts whose weights fill a quarter of L1.
+ * Bands of rows come in pairs, so that the halves of an image stay on the cores that wrote them. Parts are no tasks of
+ * their own: two cores that write neighbouring channels of the same pixels take the lines between them from each other. */
+enum { PART = 256, PART_WEIGHTS = 2560, TASK_MACS = 1 << 19 };
 
 static void cut(dw_plan *p)
 {
@@ -90,7 +90,7 @@ static void cut(dw_plan *p)
     int64_t row = (int64_t)g->qw * kern_max(1, g->th * g->tw) * p->channels;
     int64_t rows = kern_max(1, TASK_MACS / kern_max(1, row));
     p->bands = (int)kern_div_up(g->qh, kern_min(rows, g->qh));
-    if (g->n * p->bands % 2 && (p->bands > 1 || p->parts % 2 || (int64_t)g->qh * g->qw >= FEW_PIXELS)) p->bands = (int)kern_min(p->bands + 1, g->qh);
+    if (g->n * p->bands % 2) p->bands = (int)kern_min(p->bands + 1, g->qh);
     p->rows = (int)kern_div_up(g->qh, p->bands);
     p->bands = (int)kern_div_up(g->qh, p->rows);
 }
@@ -258,10 +258,12 @@ static void run_task(void *ctx, int64_t task, int worker)
     const dw_job *j = ctx;
     const dw_plan *p = j->phase[task % j->phases];
     task /= j->phases;
-    dw_piece q = piece_at(p, task / p->parts, (int)(task % p->parts));
-    if (q.n >= p->g.n) return;                          /* a phase with fewer bands than others */
-    run_piece(j, p, &q);
-    if (j->ep->part) sum_piece(j, &p->g, &q, task / p->parts);
+    for (int part = 0; part < p->parts; part++) {
+        dw_piece q = piece_at(p, task, part);
+        if (q.n >= p->g.n) return;                      /* a phase with fewer bands than others */
+        run_piece(j, p, &q);
+        if (j->ep->part) sum_piece(j, &p->g, &q, task);
+    }
 }
 
 void dw_run(dw_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
@@ -270,7 +272,7 @@ void dw_run(dw_plan *const *phase, int phases, const float *x, const conv_prolog
     dw_job j = { .phase = phase, .phases = phases, .x = x, .packed = packed, .pro = pro, .ep = ep, .y = y,
                  .lo = act_low(ep->act), .hi = act_high(ep->act) };
     int64_t most = 0;
-    for (int i = 0; i < phases; i++) most = kern_max(most, (int64_t)phase[i]->g.n * phase[i]->bands * phase[i]->parts);
+    for (int i = 0; i < phases; i++) most = kern_max(most, dw_parts(phase[i]));
     par_for(most * phases, run_task, &j);
 }
 
