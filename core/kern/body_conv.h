@@ -31,13 +31,13 @@ INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t
 enum { LINE = 16 };                                     /* floats of a cache line */
 
 /* Input floats [c, end), four steps at a time: pointers that do not fit in registers are then
- * loaded less often. ahead: a quarter of the lines of four steps is fetched that far from the weights. */
+ * loaded less often. ahead: half of the lines of four steps are fetched that far from the weights. */
 INLINE void tile_stretch(const int MR, const int NV, const bool AHEAD, const float *const *p, int64_t c, int64_t end,
                          const float *w, int64_t pair, int64_t ahead, vf acc[][NV_MAX])
 {
     for (; c + 4 <= end; c += 4, w += 4 * PANEL(NV) * LANES) {
         if (AHEAD) {
-            UNROLL for (int v = 0; v < NV; v++) __builtin_prefetch(w + v / 2 * pair + ahead + v % 2 * LINE, 0, 2);
+            UNROLL for (int v = 0; v < 2 * NV; v++) __builtin_prefetch(w + v / 4 * pair + ahead + v % 4 * LINE, 0, 2);
         }
         UNROLL for (int u = 0; u < 4; u++)
             tile_step(MR, NV, p, c + u, w + u * PANEL(NV) * LANES, pair, acc);

@@ -162,12 +162,12 @@ static bool find_block(const tile_plan *p, const tile_piece *piece, block b, int
     return true;
 }
 
-/* The same for one block only. Some tiles in turn fetch the block that follows, two lines of it at every fourth
- * step, or at every step of a strip. */
+/* The same for one block only. Some tiles in turn fetch the block that follows, four lines of it at every fourth
+ * step, or two at every step of a strip. */
 static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list *list, block b, float *sums)
 {
     const tile_kernel *kernel = kernels_of(p, nv);
-    int wide = nv * kern.lanes, tile = 0, turns = p->strips ? STRIP_TAPS : 4;
+    int wide = nv * kern.lanes, tile = 0, turns = p->strips ? STRIP_TAPS : 2, share = p->strips ? 32 : 64;
     for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++, tile++) {
         conv_run run = { 0 };
         bool empty = piece->runs == 0, first = true, last = true;
@@ -181,7 +181,7 @@ static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list 
         t->resume = !first;
         t->suspend = !last;
         t->sum = sums + (int64_t)(piece->pixel - list->piece->pixel) * wide;
-        t->ahead = (int64_t)(b.end - b.from) * wide * (p->strips ? run.taps : 1) + tile % turns * 32;
+        t->ahead = (int64_t)(b.end - b.from) * wide * (p->strips ? run.taps : 1) + tile % turns * share;
         kernel[piece->height](t);
     }
 }

@@ -149,6 +149,16 @@ static void cut(wino_plan *p)
         }
 }
 
+/* Weights that are far when a network comes to them, other layers' having passed meanwhile: so many floats, or what no near
+ * cache holds. Of fewer tiles a place is done before the next one's weights can be there, and fetches only hinder those that
+ * the machine makes. */
+enum { FAR_WEIGHTS = 1 << 16, FETCHED_TILES = 20 };
+
+static bool weights_are_fetched(const wino_plan *p)
+{
+    return p->unit >= FETCHED_TILES && wino_packed_floats(p) > (p->s.n == 1 ? FAR_WEIGHTS : CACHED_FLOATS);
+}
+
 /* Pixels of many channels, in a map that a near cache does not hold. Those of few the machine fetches itself as well. */
 enum { FAR_CHANNELS = 64, FAR_MAP = 1 << 19 };
 static bool is_far(int64_t pixels, int channels) { return channels >= FAR_CHANNELS && pixels * channels >= FAR_MAP; }
@@ -161,7 +171,7 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
     *p = (wino_plan){ .s = run, .transposed = pass == CONV_DATA_GRAD, .M = M, .A = M + 2, .grid = wino_grid_of(s, M), .tiles = wino_tiles(s, M), .workers = par_threads(),
                       .row = wino_row_floats(s->c) };
     cut(p);
-    p->ahead = wino_packed_floats(p) > CACHED_FLOATS ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
+    p->ahead = weights_are_fetched(p) ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
     p->in_far = is_far((int64_t)s->n * s->h * s->w, s->c);
     p->out_far = is_far((int64_t)s->n * p->grid.OH * p->grid.OW, s->o);
     p->pairs = kern.tallest[2] && s->c / s->groups * 2 * WIDEST <= PAIR_PLACE && s->o / s->groups > 3 * kern.lanes;
@@ -271,7 +281,8 @@ void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, bool 
 }
 
 /* m[k][tile] = patches[k][tile] · weights[k], for every place k of the patch and all tiles of the unit; nv vectors,
- * four being those of a panel and, `pair` floats away, the next. */
+ * four being those of a panel and, `pair` floats away, the next. Two pieces in turn fetch the next place's
+ * weights, half each. */
 static void multiply(const wino_plan *p, int nv, int tiles, const float *patches, const float *weights, int64_t pair, float *m)
 {
     int tall = kern.tallest[nv / 2], pieces = (int)kern_div_up(tiles, tall), wide = nv * kern.lanes, cg = p->s.c / p->s.groups;
@@ -285,7 +296,7 @@ static void multiply(const wino_plan *p, int nv, int tiles, const float *patches
             int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first;
             t.x = patches + k * p->in_plane + (int64_t)first * p->row;
             t.sum = m + k * p->out_plane + (int64_t)first * wide;
-            if (p->ahead) t.ahead = p->ahead + i % 4 * 32;
+            if (p->ahead) t.ahead = p->ahead + i % 2 * 64;
             kern.tile[nv / 2][height](&t);
         }
     }
