@@ -129,12 +129,17 @@ static double task_cost(const wino_plan *p, int64_t unit, int panels)
     return TASK + transform * (double)unit * (s->c + panels * nv * kern.lanes) + panels * weights * (tile_loss * slots + stream);
 }
 
+/* Tiles of a unit whose weights are far. Patches of many channels leave the second-level cache then, which costs less than
+ * more units would that all read the weights again. */
+enum { UNIT_FAR = 56 };
+
 /* Units, and slices of the panels that each transform a unit's patches again, so that the workers finish soonest.
  * No cut changes an output's sum, so it may depend on how many workers there are. */
 static void cut(wino_plan *p)
 {
     p->panels = p->s.groups * panel_count(p->s.o / p->s.groups);
-    int64_t fewest = kern_div_up(p->tiles, kern_max(UNIT_TILES, unit_tiles(p->A * p->A, p->row) / 2)), most = kern_max(fewest, PIECES);
+    const int least = wino_packed_floats(p) > CACHED_FLOATS ? UNIT_FAR : UNIT_TILES;
+    int64_t fewest = kern_div_up(p->tiles, kern_max(least, unit_tiles(p->A * p->A, p->row) / 2)), most = kern_max(fewest, PIECES);
     double soonest = HUGE_VAL;
     for (int64_t units = fewest; units <= kern_min(p->tiles, most); units++)
         for (int64_t slices = 1; slices <= p->panels && units * slices <= most; slices++) {
