@@ -4,7 +4,9 @@
  * either can hardly be faster. Every shape is checked against the loops of kern_ref.c on a few outputs
  * before it is timed.
  *   bench_conv [--threads N] [--batch N] [--mode forward|dgrad|wgrad|all] [--isa NAME]
- *              [--conv ROAD] [--exact yes] [--only TEXT] */
+ *              [--conv ROAD] [--exact yes] [--far yes] [--only TEXT]
+ * Repeating a layer keeps its weights near. With --far they come from memory, as they do in a network: one copy of many
+ * after the other. */
 #include "core/core.h"
 #include "core/kern/kern.h"
 
@@ -80,11 +82,17 @@ static double peak(void)
 
 /* ---- one layer -------------------------------------------------------------------------------------- */
 
+typedef struct { int threads, batch; bool exact, far; const char *mode, *isa, *conv, *only; } settings;
+
 typedef struct {
     conv_shape s;
     conv_plan *plan;
-    float *x, *w, *y, *packed, *back, *scratch, *bias;
+    float *x, *w, *y, *packed, *scratch, *bias;
+    size_t packed_floats;        /* of the pass's weights; none for the weight gradient */
+    int copies, turn;            /* of packed; the one used last */
 } bench;
+
+enum { FAR_FLOATS_OF_WEIGHTS = 24 << 20 };      /* three times the last-level cache of the machines measured */
 
 static void bench_free(bench *b)
 {
@@ -93,45 +101,57 @@ static void bench_free(bench *b)
     mem_free(b->w);
     mem_free(b->y);
     mem_free(b->packed);
-    mem_free(b->back);
     mem_free(b->scratch);
     mem_free(b->bias);
 }
 
 static size_t count(int a, int b, int c, int d) { return (size_t)a * (size_t)b * (size_t)c * (size_t)d; }
 
-static bool bench_new(bench *b, const layer *l, int batch, unsigned passes, err *e)
+static bool pack_copies(bench *b, conv_pass which, bool far, err *e)
 {
-    int pad = l->k / 2;
+    b->copies = 1;
+    if (which == CONV_WEIGHT_GRAD) return true;
+    b->packed_floats = conv_packed_floats(b->plan, which);
+    if (far) b->copies = (int)kern_max(1, (int64_t)(FAR_FLOATS_OF_WEIGHTS / b->packed_floats));
+    b->packed = mem_new(b->packed_floats * (size_t)b->copies, sizeof(float), e);
+    if (!b->packed) return false;
+    conv_pack(b->plan, which, b->w, b->packed);
+    for (int i = 1; i < b->copies; i++) memcpy(b->packed + (size_t)i * b->packed_floats, b->packed, b->packed_floats * sizeof(float));
+    return true;
+}
+
+static bool bench_new(bench *b, const layer *l, const settings *o, conv_pass which, err *e)
+{
+    const int pad = l->k / 2, batch = o->batch;
     b->s = (conv_shape){ batch, l->h, l->h, l->c, l->o, l->k, l->k, l->stride, l->stride, pad, pad, pad, pad, 1, 1,
                          l->depthwise ? l->c : 1 };
     const conv_shape *s = &b->s;
-    if (!(b->plan = conv_plan_new(s, passes, e))) return false;
+    if (!(b->plan = conv_plan_new(s, which, e))) return false;
     b->x = noise(count(batch, l->h, l->h, l->c), 1);
     b->w = noise(count(l->o, l->c / s->groups, l->k, l->k), 2);
     b->y = noise(count(batch, conv_out_h(s), conv_out_w(s), l->o), 3);
     b->bias = noise((size_t)l->o, 4);
-    b->packed = passes & CONV_FORWARD ? mem_new(conv_packed_floats(b->plan, CONV_FORWARD), sizeof(float), e) : NULL;
-    b->back = passes & CONV_DATA_GRAD ? mem_new(conv_packed_floats(b->plan, CONV_DATA_GRAD), sizeof(float), e) : NULL;
     b->scratch = mem_new(conv_scratch_floats(b->plan), sizeof(float), e);
-    if (!b->x || !b->w || !b->y || !b->bias || !b->scratch || (passes & CONV_FORWARD && !b->packed)
-        || (passes & CONV_DATA_GRAD && !b->back))
-        return err_set(e, ERR_NOMEM, "no memory for the arrays of a layer");
-    if (b->packed) conv_pack(b->plan, CONV_FORWARD, b->w, b->packed);
-    if (b->back) conv_pack(b->plan, CONV_DATA_GRAD, b->w, b->back);
-    return true;
+    if (!b->x || !b->w || !b->y || !b->bias || !b->scratch) return err_set(e, ERR_NOMEM, "no memory for the arrays of a layer");
+    return pack_copies(b, which, o->far, e);
 }
 
-static void pass(const bench *b, conv_pass which)
+static const float *next_weights(bench *b)
+{
+    b->turn = (b->turn + 1) % b->copies;
+    return b->packed + (size_t)b->turn * b->packed_floats;
+}
+
+static void pass(bench *b, conv_pass which)
 {
     conv_epilogue ep = { .bias = b->bias, .act = ACT_RELU };
-    if (which == CONV_FORWARD) conv_forward(b->plan, b->x, NULL, b->packed, &ep, b->y, b->scratch);
-    else if (which == CONV_DATA_GRAD) conv_data_grad(b->plan, b->y, b->back, false, b->x, b->scratch);
+    if (which == CONV_FORWARD) conv_forward(b->plan, b->x, NULL, next_weights(b), &ep, b->y, b->scratch);
+    else if (which == CONV_DATA_GRAD) conv_data_grad(b->plan, b->y, next_weights(b), false, b->x, b->scratch);
     else conv_weight_grad(b->plan, b->x, NULL, b->y, false, b->w, b->scratch);
 }
 
 /* Some outputs of each pass against their definition. */
-static double wrong(const bench *b, conv_pass which)
+static double wrong(bench *b, conv_pass which)
 {
     const conv_shape *s = &b->s;
     int OH = conv_out_h(s), OW = conv_out_w(s), cg = s->c / s->groups, og = s->o / s->groups;
@@ -200,13 +220,13 @@ static void traffic_piece(void *ctx, int64_t i, int worker)
         memcpy(t->to + f, near, (size_t)kern_min(NEAR, end - f) * sizeof *near);
 }
 
-static void only_traffic(const bench *b, conv_pass which)
+static void only_traffic(bench *b, conv_pass which)
 {
     const conv_shape *s = &b->s;
     const int64_t x = (int64_t)count(s->n, s->h, s->w, s->c), y = (int64_t)count(s->n, conv_out_h(s), conv_out_w(s), s->o);
-    const int64_t w = (int64_t)count(s->o, s->c / s->groups, s->kh, s->kw);
-    traffic t = which == CONV_FORWARD   ? (traffic){ { b->x, b->packed }, { x, (int64_t)conv_packed_floats(b->plan, which) }, b->y, y }
-              : which == CONV_DATA_GRAD ? (traffic){ { b->y, b->back }, { y, (int64_t)conv_packed_floats(b->plan, which) }, b->x, x }
+    const int64_t w = (int64_t)count(s->o, s->c / s->groups, s->kh, s->kw), packed = (int64_t)b->packed_floats;
+    traffic t = which == CONV_FORWARD   ? (traffic){ { b->x, next_weights(b) }, { x, packed }, b->y, y }
+              : which == CONV_DATA_GRAD ? (traffic){ { b->y, next_weights(b) }, { y, packed }, b->x, x }
                                         : (traffic){ { b->x, b->y }, { x, y }, b->w, w };
     par_for(TRAFFIC_PIECES, traffic_piece, &t);
 }
@@ -220,7 +240,7 @@ static int by_value(const void *a, const void *b)
 enum { SAMPLES = 200, FEWEST = 9 };
 
 /* Seconds and peaks in turn, for a shared machine changes its pace within a run. Both sorted. Returns how many. */
-static int take_samples(const bench *b, void (*what)(const bench *, conv_pass), conv_pass which, double *seconds, double *share)
+static int take_samples(bench *b, void (*what)(bench *, conv_pass), conv_pass which, double *seconds, double *share)
 {
     double total = 0;
     int n = 0;
@@ -240,7 +260,7 @@ static int take_samples(const bench *b, void (*what)(const bench *, conv_pass), 
 /* seconds: in which nobody else was in the way, the tenth percentile; share of the peak: the median. */
 typedef struct { double seconds, share; } speed;
 
-static speed speed_of(const bench *b, void (*what)(const bench *, conv_pass), conv_pass which)
+static speed speed_of(bench *b, void (*what)(bench *, conv_pass), conv_pass which)
 {
     double seconds[SAMPLES], share[SAMPLES];
     const int n = take_samples(b, what, which, seconds, share);
@@ -253,8 +273,6 @@ static const struct { const char *name; conv_pass pass; } modes[] = {
     { "forward", CONV_FORWARD }, { "dgrad", CONV_DATA_GRAD }, { "wgrad", CONV_WEIGHT_GRAD },
 };
 
-typedef struct { int threads, batch; bool exact; const char *mode, *isa, *conv, *only; } settings;
-
 static bool read_settings(int argc, char **argv, settings *o)
 {
     for (int i = 1; i < argc; i += 2) {
@@ -266,6 +284,7 @@ static bool read_settings(int argc, char **argv, settings *o)
         else if (!strcmp(argv[i], "--isa")) o->isa = value;
         else if (!strcmp(argv[i], "--conv")) o->conv = value;
         else if (!strcmp(argv[i], "--exact")) o->exact = !strcmp(value, "yes");
+        else if (!strcmp(argv[i], "--far")) o->far = !strcmp(value, "yes");
         else if (!strcmp(argv[i], "--only")) o->only = value;
         else return false;
     }
@@ -279,7 +298,7 @@ static bool bench_layer(const layer *l, const settings *o, err *e)
     for (int m = 0; ok && m < 3; m++) {
         if (strcmp(o->mode, "all") && strcmp(o->mode, modes[m].name)) continue;
         bench b = { 0 };
-        ok = bench_new(&b, l, o->batch, modes[m].pass, e);
+        ok = bench_new(&b, l, o, modes[m].pass, e);
         double error = ok ? wrong(&b, modes[m].pass) : 0;
         if (ok && !(error < 5e-5)) ok = err_set(e, ERR_INTERNAL, "%s is wrong by %g", modes[m].name, error);
         if (ok) {
@@ -300,7 +319,7 @@ int main(int argc, char **argv)
     err e = { 0 };
     if (!read_settings(argc, argv, &o)) {
         fprintf(stderr, "usage: bench_conv [--threads N] [--batch N] [--mode forward|dgrad|wgrad|all] [--isa NAME]"
-                        " [--conv ROAD] [--exact yes] [--only TEXT]\n");
+                        " [--conv ROAD] [--exact yes] [--far yes] [--only TEXT]\n");
         return ERR_USAGE;
     }
     if (!core_init(&(core_options){ .threads = o.threads, .isa = o.isa, .conv = o.conv, .exact = o.exact }, &e)) goto failed;
