@@ -3,7 +3,7 @@
  * direct road. The transforms are body_wino.h's, the choice between the roads is wino_choose's.
  *
  * Output tiles of all images stand in one row and are cut into units. A task transforms a unit's
- * patches into scratch that stays in the cache; then, for a panel of out-channels at a time, come
+ * patches into scratch that stays in a cache; then, for a panel of out-channels at a time, come
  * (M+2)² small products and the output transform with its epilogue. Nothing as large as a tensor is
  * stored. The sum of an output does not depend on the cut.
  *
