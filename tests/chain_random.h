@@ -162,6 +162,13 @@ static nn_graph *random_graph(int h, int w, err *e)
     return r.g;
 }
 
+/* Both sides drawn here, one after the other: compilers differ in which argument of a call they evaluate first. */
+static inline nn_graph *graph_of_random_size(int least, int most, err *e)
+{
+    const int w = pick(least, most), h = pick(least, most);
+    return random_graph(h, w, e);
+}
+
 /* ---- solutions -------------------------------------------------------------------------------------- */
 
 static search_solution solution_start(const search_chain *c)

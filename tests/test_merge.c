@@ -64,11 +64,12 @@ static void merged_equals_pruned_in_double_up_to_the_border(void)
     int fused = 0, padded = 0, cropped = 0, slices = 0, projections = 0, nested = 0;
     for (int t = 0; t < 300; t++) {
         err e = { 0 };
-        nn_graph *g = random_graph(pick(9, 19), pick(9, 19), &e);
+        nn_graph *g = graph_of_random_size(9, 19, &e);
         CHECK_OK(g != NULL, e);
         search_chain *c = search_chain_new(g, &e);
         CHECK_OK(c != NULL, e);
-        search_solution s = random_solution(c, pick(10, 100), chance(30));
+        const bool identity = chance(30);
+        search_solution s = random_solution(c, pick(10, 100), identity);
         nn_graph *pruned = search_prune(c, &s, &e);
         CHECK_OK(pruned != NULL, e);
         nn_graph *merged = pruned ? search_merge(c, &s, pruned, &e) : NULL;
@@ -111,9 +112,10 @@ static void shapes_are_those_of_the_merged_network(void)
     int same_kernel = 0, convs = 0, fixed = 0, skips = 0;
     for (int t = 0; t < 100; t++) {
         err e = { 0 };
-        nn_graph *g = random_graph(pick(9, 19), pick(9, 19), &e);
+        nn_graph *g = graph_of_random_size(9, 19, &e);
         search_chain *c = search_chain_new(g, &e);
-        search_solution s = random_solution(c, pick(10, 100), chance(30));
+        const bool identity = chance(30);
+        search_solution s = random_solution(c, pick(10, 100), identity);
         nn_graph *pruned = search_prune(c, &s, &e), *merged = search_merge(c, &s, pruned, &e);
         rewrite_plan p;
         int *owner = NULL;
@@ -163,9 +165,10 @@ static void merged_equals_pruned_through_plans(void)
     double worst = 0;
     for (int t = 0; t < 100; t++) {
         err e = { 0 };
-        nn_graph *g = random_graph(pick(9, 19), pick(9, 19), &e);
+        nn_graph *g = graph_of_random_size(9, 19, &e);
         search_chain *c = search_chain_new(g, &e);
-        search_solution s = random_solution(c, pick(10, 100), chance(30));
+        const bool identity = chance(30);
+        search_solution s = random_solution(c, pick(10, 100), identity);
         nn_graph *pruned = search_prune(c, &s, &e), *merged = search_merge(c, &s, pruned, &e);
         CHECK_OK(pruned && merged, e);
         search_verdict v;

@@ -312,7 +312,7 @@ static void random_networks_pruned_and_merged_are_sound(void)
 {
     for (int t = 0; t < 60; t++) {
         err e = { 0 };
-        nn_graph *g = random_graph(pick(9, 19), pick(9, 19), &e), *pruned, *merged;
+        nn_graph *g = graph_of_random_size(9, 19, &e), *pruned, *merged;
         CHECK_OK(g, e);
         prune_and_merge(g, 40, &pruned, &merged);
         check_sound(g);
@@ -468,7 +468,7 @@ static void onnx_runtime_agrees_on_random_networks(void)
     nn_graph *g[3 * ROUNDS];
     err e = { 0 };
     for (int t = 0; t < ROUNDS; t++) {
-        g[3 * t] = random_graph(pick(9, 19), pick(9, 19), &e);
+        g[3 * t] = graph_of_random_size(9, 19, &e);
         CHECK_OK(g[3 * t], e);
         prune_and_merge(g[3 * t], 40, &g[3 * t + 1], &g[3 * t + 2]);
     }

@@ -20,7 +20,7 @@ static void keeping_everything_gives_the_original_network(void)
     int plain = 0;
     for (int t = 0; t < 100; t++) {
         err e = { 0 };
-        nn_graph *g = random_graph(pick(9, 17), pick(9, 17), &e);
+        nn_graph *g = graph_of_random_size(9, 17, &e);
         CHECK_OK(g != NULL, e);
         search_chain *c = search_chain_new(g, &e);
         CHECK_OK(c != NULL, e);
@@ -108,11 +108,12 @@ static void inside_the_border_a_pruned_network_is_the_original_without_what_was_
     int64_t compared = 0, networks = 0;
     for (int t = 0; t < 150; t++) {
         err e = { 0 };
-        nn_graph *g = random_graph(pick(24, 40), pick(24, 40), &e);
+        nn_graph *g = graph_of_random_size(24, 40, &e);
         search_chain *c = search_chain_new(g, &e);
         CHECK_OK(c != NULL, e);
         for (int again = 0; c && again < 2; again++) {
-            search_solution s = random_solution(c, pick(0, 90), chance(40));
+            const bool identity = chance(40);
+            search_solution s = random_solution(c, pick(0, 90), identity);
             nn_graph *pruned = search_prune(c, &s, &e);
             CHECK_OK(pruned != NULL, e);
             meaning m = meaning_of(c, &s);
