@@ -28,16 +28,16 @@ INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t
     }
 }
 
-enum { LINE = 16 };                                     /* floats of a cache line */
-
 /* Input floats [c, end), four steps at a time: pointers that do not fit in registers are then
- * loaded less often. ahead: half of the lines of four steps are fetched that far from the weights. */
-INLINE void tile_stretch(const int MR, const int NV, const bool AHEAD, const float *const *p, int64_t c, int64_t end,
-                         const float *w, int64_t pair, int64_t ahead, vf acc[][NV_MAX])
+ * loaded less often. In the order of memory and into the first cache, what is fetched leads the machine's own
+ * fetches, which then run before it. */
+INLINE void tile_stretch(const int MR, const int NV, const bool FETCH, const float *const *p, int64_t c, int64_t end,
+                         const float *w, int64_t pair, const float *far, vf acc[][NV_MAX])
 {
     for (; c + 4 <= end; c += 4, w += 4 * PANEL(NV) * LANES) {
-        if (AHEAD) {
-            UNROLL for (int v = 0; v < 2 * NV; v++) __builtin_prefetch(w + v / 4 * pair + ahead + v % 4 * LINE, 0, 2);
+        if (FETCH) {
+            UNROLL for (int l = 0; l < 4; l++) __builtin_prefetch(far + l * TILE_FETCH);
+            far += 4 * TILE_FETCH;
         }
         UNROLL for (int u = 0; u < 4; u++)
             tile_step(MR, NV, p, c + u, w + u * PANEL(NV) * LANES, pair, acc);
@@ -99,24 +99,25 @@ INLINE void tile_body(const int MR, const int NV, const tile_args *t)
     for (int r = 0; r < t->runs; r++) {
         const float *w = t->w + t->run[r].w;
         int64_t c = t->run[r].x, end = c + t->len;
-        if (NV > 1 && t->ahead) tile_stretch(MR, NV, true, p, c, end, w, t->pair, t->ahead, acc);
-        else tile_stretch(MR, NV, false, p, c, end, w, t->pair, 0, acc);
+        if (NV > 1 && t->far) tile_stretch(MR, NV, true, p, c, end, w, t->pair, t->far, acc);
+        else tile_stretch(MR, NV, false, p, c, end, w, t->pair, NULL, acc);
     }
     tile_end(MR, NV, t, acc);
 }
 
 /* W taps of input channels [c, end). ENDS: only the first and the last pixel may be outside the image, which is all
- * that 3×3 kernels want. Two lines of weights are fetched ahead of every step. */
-INLINE void strip_stretch(const int MR, const int NV, const int W, const bool AHEAD, const bool ENDS, const float *const *p,
-                          int64_t c, int64_t end, uint32_t live, const float *w, int64_t ahead, vf acc[][NV_MAX])
+ * that 3×3 kernels want. */
+INLINE void strip_stretch(const int MR, const int NV, const int W, const bool FETCH, const bool ENDS, const float *const *p,
+                          int64_t c, int64_t end, uint32_t live, const float *w, const float *far, vf acc[][NV_MAX])
 {
     const int last = MR + W - 2;
     const bool at_first = live & 1, at_last = live >> last & 1;
     for (; c < end; c++, w += W * NV * LANES) {
         vf b[STRIP_TAPS][2];
-        if (AHEAD) {
-            __builtin_prefetch(w + ahead, 0, 2);
-            __builtin_prefetch(w + ahead + LINE, 0, 2);
+        if (FETCH) {
+            __builtin_prefetch(far);
+            __builtin_prefetch(far + TILE_FETCH);
+            far += STRIP_FETCH;
         }
         UNROLL for (int k = 0; k < W; k++)
             UNROLL for (int v = 0; v < NV; v++) b[k][v] = v_load(w + (k * NV + v) * LANES);
@@ -137,9 +138,9 @@ INLINE void strip_run(const int MR, const int NV, const int W, const float *cons
     const float *w = t->w + r->w;
     const int64_t c = r->x, end = c + t->len;
     const uint32_t all = (1u << (MR + W - 1)) - 1, ends = 1 | (all + 1) >> 1;
-    if ((r->live | ends) != all) strip_stretch(MR, NV, W, NV == 2, false, p, c, end, r->live, w, t->ahead, acc);
-    else if (NV == 2 && t->ahead) strip_stretch(MR, NV, W, true, true, p, c, end, r->live, w, t->ahead, acc);
-    else strip_stretch(MR, NV, W, false, true, p, c, end, r->live, w, 0, acc);
+    if ((r->live | ends) != all) strip_stretch(MR, NV, W, NV == 2, false, p, c, end, r->live, w, t->far ? t->far : w, acc);
+    else if (NV == 2 && t->far) strip_stretch(MR, NV, W, true, true, p, c, end, r->live, w, t->far, acc);
+    else strip_stretch(MR, NV, W, false, true, p, c, end, r->live, w, NULL, acc);
 }
 
 INLINE void strip_body(const int MR, const int NV, const tile_args *t)

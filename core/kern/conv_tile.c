@@ -162,13 +162,13 @@ static bool find_block(const tile_plan *p, const tile_piece *piece, block b, int
     return true;
 }
 
-/* The same for one block only. Some tiles in turn fetch the block that follows, four lines of it at every fourth
- * step, or two at every step of a strip. */
+/* The same for one block only. Its first tiles fetch the block that follows, in the order of memory. */
 static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list *list, block b, float *sums)
 {
     const tile_kernel *kernel = kernels_of(p, nv);
-    int wide = nv * kern.lanes, tile = 0, turns = p->strips ? STRIP_TAPS : 2, share = p->strips ? 32 : 64;
-    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++, tile++) {
+    const int wide = nv * kern.lanes, each = p->strips ? STRIP_FETCH : TILE_FETCH, steps = b.end - b.from;
+    int fetched = 0;             /* of every step's floats */
+    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {
         conv_run run = { 0 };
         bool empty = piece->runs == 0, first = true, last = true;
         int len = 0;
@@ -181,7 +181,9 @@ static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list 
         t->resume = !first;
         t->suspend = !last;
         t->sum = sums + (int64_t)(piece->pixel - list->piece->pixel) * wide;
-        t->ahead = (int64_t)(b.end - b.from) * wide * (p->strips ? run.taps : 1) + tile % turns * share;
+        const int of_step = wide * (p->strips ? run.taps : 1);
+        t->far = fetched < of_step ? t->w + run.w + (int64_t)(of_step + fetched) * steps : NULL;
+        fetched += each;
         kernel[piece->height](t);
     }
 }

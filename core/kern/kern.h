@@ -16,6 +16,7 @@
 enum { TILE_MAX = 16, LANES_MAX = 16, WIDEST = 2 * LANES_MAX };        /* no tile is taller, no vector longer, no panel wider */
 
 enum { STRIP_TAPS = 3 };                                /* neighbouring taps that share what is loaded, at most */
+enum { TILE_FETCH = 16, STRIP_FETCH = 2 * TILE_FETCH }; /* floats that a step fetches: one line, or two */
 typedef struct {
     int32_t x, w;                                       /* offsets in floats */
     int32_t taps;                                       /* of a strip: 2 … STRIP_TAPS, … */
@@ -36,7 +37,7 @@ typedef struct {
     int lanes;                                          /* valid in the last vector */
     bool resume, suspend;                               /* start from sum; leave the result in sum, not y */
     float *sum;                                         /* MR × NV vectors */
-    int64_t ahead;                                      /* floats from weights in use to those to be fetched */
+    const float *far;                                   /* lines from here on are fetched by the way; NULL: none */
 } tile_args;
 typedef void (*tile_kernel)(const tile_args *);
 

@@ -30,7 +30,7 @@ struct wino_plan {
     int panels, panels_per_task, workers;
     bool pairs;                  /* two panels of two vectors are multiplied at once */
     bool in_far, out_far;        /* pixels are fetched a tile ahead */
-    int64_t ahead;               /* floats from a place's weights to the next one's, which are fetched by the way; 0: they stay in the cache */
+    bool fetches;                /* while a place is multiplied, the next one's weights are fetched */
     size_t own;                  /* scratch floats of a worker */
 };
 
@@ -114,19 +114,20 @@ int wino_choose(const conv_shape *shape, conv_pass pass)
 
 /* ---- planning --------------------------------------------------------------------------------- */
 
-/* A tile lower than SHORT waits for its own sums; weights that lie in the cache cost NEAR_STREAM a float, being dealt
- * a task TASK. */
-enum { SHORT = 4, NEAR_STREAM = 2, TASK = 1 << 14 };
+/* A tile lower than SHORT waits for its own sums; weights that lie in the cache cost NEAR_STREAM a float, those fetched by
+ * the way FAR_STREAM, being dealt a task TASK. */
+enum { SHORT = 4, NEAR_STREAM = 2, FAR_STREAM = 10, TASK = 1 << 14 };
 
-/* One task of `unit` tiles and `panels` panels, in the unit of wino_cost. */
+/* One task of `unit` tiles and `panels` panels, in the unit of wino_cost. Where others do the other panels, each comes for
+ * pixels that another has just written, which cost the patches' transform once more. */
 static double task_cost(const wino_plan *p, int64_t unit, int panels)
 {
     const conv_shape *s = &p->s;
     int og = s->o / s->groups, nv = og > kern.lanes ? 2 : 1;
     double weights = (double)p->A * p->A * (s->c / s->groups) * nv * kern.lanes, transform = p->M == 2 ? TRANSFORM_2 : TRANSFORM_4;
     double pieces = (double)kern_div_up(unit, kern.tallest[nv - 1]), slots = pieces * fmax(SHORT, ceil((double)unit / pieces));
-    double stream = weights * p->panels > CACHED_FLOATS ? STREAM : NEAR_STREAM;
-    return TASK + transform * (double)unit * (s->c + panels * nv * kern.lanes) + panels * weights * (tile_loss * slots + stream);
+    double stream = weights * p->panels > CACHED_FLOATS ? FAR_STREAM : NEAR_STREAM, in = panels < p->panels ? 2 : 1;
+    return TASK + transform * (double)unit * (in * s->c + panels * nv * kern.lanes) + panels * weights * (tile_loss * slots + stream);
 }
 
 /* Tiles of a unit whose weights are far. Patches of many channels leave the second-level cache then, which costs less than
@@ -155,9 +156,8 @@ static void cut(wino_plan *p)
 }
 
 /* Weights that are far when a network comes to them, other layers' having passed meanwhile: so many floats, or what no near
- * cache holds. Of fewer tiles a place is done before the next one's weights can be there, and fetches only hinder those that
- * the machine makes. */
-enum { FAR_WEIGHTS = 1 << 16, FETCHED_TILES = 20 };
+ * cache holds. Fewer tiles leave no time to fetch. */
+enum { FAR_WEIGHTS = 1 << 16, FETCHED_TILES = 12 };
 
 static bool weights_are_fetched(const wino_plan *p)
 {
@@ -176,7 +176,7 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
     *p = (wino_plan){ .s = run, .transposed = pass == CONV_DATA_GRAD, .M = M, .A = M + 2, .grid = wino_grid_of(s, M), .tiles = wino_tiles(s, M), .workers = par_threads(),
                       .row = wino_row_floats(s->c) };
     cut(p);
-    p->ahead = weights_are_fetched(p) ? (int64_t)(s->c / s->groups) * 2 * kern.lanes : 0;
+    p->fetches = weights_are_fetched(p);
     p->in_far = is_far((int64_t)s->n * s->h * s->w, s->c);
     p->out_far = is_far((int64_t)s->n * p->grid.OH * p->grid.OW, s->o);
     p->pairs = kern.tallest[2] && s->c / s->groups * 2 * WIDEST <= PAIR_PLACE && s->o / s->groups > 3 * kern.lanes;
@@ -286,22 +286,23 @@ void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, bool 
 }
 
 /* m[k][tile] = patches[k][tile] · weights[k], for every place k of the patch and all tiles of the unit; nv vectors,
- * four being those of a panel and, `pair` floats away, the next. Two pieces in turn fetch the next place's
- * weights, half each. */
+ * four being those of a panel and, `pair` floats away, the next. The first pieces fetch the next place's
+ * weights, each a part in the order of memory. */
 static void multiply(const wino_plan *p, int nv, int tiles, const float *patches, const float *weights, int64_t pair, float *m)
 {
     int tall = kern.tallest[nv / 2], pieces = (int)kern_div_up(tiles, tall), wide = nv * kern.lanes, cg = p->s.c / p->s.groups;
+    const int panel_wide = (int)kern_min(wide, 2 * kern.lanes), fetched = p->fetches && nv > 1 ? wide : 0;
     int32_t ox[TILE_MAX];
     for (int i = 0; i < TILE_MAX; i++) ox[i] = i * p->row;
     conv_run run = { 0 };
     tile_args t = { .ox = ox, .run = &run, .runs = 1, .len = cg, .pair = pair, .lanes = kern.lanes, .suspend = true };
     for (int k = 0; k < p->A * p->A; k++) {
-        t.w = weights + (int64_t)k * cg * (int)kern_min(wide, 2 * kern.lanes);
+        t.w = weights + (int64_t)k * cg * panel_wide;
         for (int i = 0; i < pieces; i++) {
-            int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first;
+            int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first, at = i * TILE_FETCH;
             t.x = patches + k * p->in_plane + (int64_t)first * p->row;
             t.sum = m + k * p->out_plane + (int64_t)first * wide;
-            if (p->ahead) t.ahead = p->ahead + i % 2 * 64;
+            t.far = at < fetched ? t.w + at / panel_wide * pair + (int64_t)cg * (panel_wide + at % panel_wide) : NULL;
             kern.tile[nv / 2][height](&t);
         }
     }
