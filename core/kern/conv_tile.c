@@ -109,17 +109,21 @@ static void fetch_outputs(const tile_plan *p, const tile_args *t, int nv, const 
 
 static const tile_kernel *kernels_of(const tile_plan *p, int nv) { return p->strips ? kern.strip[nv - 1] : kern.tile[nv / 2]; }
 
-/* One panel: its tiles, which differ in where they read, write, and which taps they find. */
+/* One panel, or two: its tiles, which differ in where they read, write, and which taps they find. The first ones fetch
+ * what comes next, each a part in the order of memory. */
 static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list *list, fetch *next)
 {
     const tile_kernel *kernel = kernels_of(p, nv);
-    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {
+    const int wide = p->fetches ? nv * kern.lanes : 0, panel_wide = 2 * kern.lanes;
+    int at = 0;                  /* of every step's floats */
+    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++, at += TILE_FETCH) {
         t->ox = p->ox + piece->pixel;
         t->oy = p->oy + piece->pixel;
         t->run = p->run[nv > 1] + piece->run;
         t->runs = piece->runs;
         t->len = piece->len;
         if (p->far && piece + 1 < list->piece + list->n) fetch_outputs(p, t, nv, piece + 1);
+        t->far = at < wide ? t->w + (1 + nv / 4 + at / panel_wide) * t->pair + (int64_t)t->len * (at % panel_wide) : NULL;
         kernel[piece->height](t);
         fetch_some(next);
     }

@@ -60,6 +60,7 @@ struct tile_plan {
     size_t copy_floats, sum_floats, packed_at;           /* copy and sums of one worker */
     int64_t input_floats;        /* that a unit reads, at most */
     bool far;                    /* the outputs */
+    bool fetches;                /* kernels of one tap: while a panel is multiplied, the next one's weights are fetched */
 };
 
 /* Taps of a row that lie beside each other for every channel of the packed weights: all of tap b's chunk. */

@@ -426,6 +426,9 @@ static bool make_lists(tile_plan *p, err *e)
     return true;
 }
 
+/* One image finds its weights far away, other layers' having passed meanwhile. So few, floats, are there at once. */
+enum { FAR_WEIGHTS = 1 << 14 };
+
 /* One tile to a unit reads its weights once anyway. */
 static void cut_sums(tile_plan *p)
 {
@@ -455,6 +458,7 @@ tile_plan *tile_plan_new(const gather *from, const conv_shape *s, bool prologue,
     if (p->copy) p->copy_floats = (size_t)kern_div_up((int64_t)p->imgs * p->src_h * p->src_w * ic, 16) * 16;
     if (p->prologue) p->copy_floats = (size_t)kern_div_up(p->cols * ic, 16) * 16;
     p->far = (int64_t)g->n * g->qh * g->qw * g->o * g->groups >= FAR_FLOATS;
+    p->fetches = s->n == 1 && g->th == 1 && g->tw == 1 && (int64_t)g->c * g->o >= FAR_WEIGHTS;
     p->input_floats = p->rows < g->qh ? (int64_t)gather_span(p->rows, g->sh, g->row, g->th) * g->iw * ic
                     : (int64_t)p->imgs * g->ih * kern_min(g->iw, (int64_t)p->cols * g->sw) * ic;
     if (!make_runs(p, e) || !make_lists(p, e)) goto failed;
