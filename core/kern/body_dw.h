@@ -80,16 +80,19 @@ INLINE void dw_store(const int T, const bool full, const dw_args *d, int64_t at,
     }
 }
 
-/* What tiles to come will want, before it is wanted: memory is too far to be waited for. */
-INLINE void dw_fetch(const int T, const int S, const dw_args *d, const float *x, const float *out, const bool written)
+/* What tiles to come will want, before it is wanted: memory is too far to be waited for. Of all channels, those [c, …) fetch
+ * their share in the order of memory, as tile_stretch does. */
+INLINE void dw_fetch(const int T, const int S, const dw_args *d, const float *x, const float *out, int c, const bool written)
 {
-    x += d->at + d->x_ahead;
+    const bool whole = d->channels == d->x_step && d->channels == d->y_step;
+    const int64_t x_step = whole ? LANES : d->x_step, y_step = whole ? LANES : d->y_step;
+    x += d->at + d->x_ahead + (whole ? c * (T * S - 1) : 0);
     for (int a = d->rows - d->fetched; a < d->rows; a++)
-        UNROLL for (int j = 0; j < T * S; j++) __builtin_prefetch(x + a * d->x_row + j * d->x_step, 0, 2);
-    out += d->y_ahead;
+        UNROLL for (int j = 0; j < T * S; j++) __builtin_prefetch(x + a * d->x_row + j * x_step);
+    out += d->y_ahead + (whole ? c * (T - 1) : 0);
     UNROLL for (int t = 0; t < T; t++)
-        if (written) __builtin_prefetch(out + t * d->y_step, 1, 2);     /* clang wants to see a constant */
-        else __builtin_prefetch(out + t * d->y_step, 0, 2);
+        if (written) __builtin_prefetch(out + t * y_step, 1);           /* clang wants to see a constant */
+        else __builtin_prefetch(out + t * y_step);
 }
 
 /* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any.
@@ -101,7 +104,7 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + at.x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at.y + c, true);
+    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at.y + c, c, true);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
@@ -156,7 +159,7 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     const float *x = d->x + at.x + c, *dy = d->dy + at.y + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, dy, false);
+    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, dy, c, false);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) for (int a = 0; a < 3; a++)
