@@ -30,7 +30,7 @@ struct wino_plan {
     int panels, panels_per_task, workers;
     bool pairs;                  /* two panels of two vectors are multiplied at once */
     bool in_far, out_far;        /* pixels are fetched a tile ahead */
-    bool fetches;                /* while a place is multiplied, the next one's weights are fetched */
+    bool fetches;                /* while a place is multiplied, weights of a later one are fetched */
     size_t own;                  /* scratch floats of a worker */
 };
 
@@ -286,8 +286,8 @@ void wino_patch(const conv_shape *s, int M, const float *x, wino_place at, bool 
 }
 
 /* m[k][tile] = patches[k][tile] · weights[k], for every place k of the patch and all tiles of the unit; nv vectors,
- * four being those of a panel and, `pair` floats away, the next. The first pieces fetch the next place's
- * weights, each a part in the order of memory. */
+ * four being those of a panel and, `pair` floats away, the next. The first pieces fetch the weights of
+ * the place after the next, each a part in the order of memory. */
 static void multiply(const wino_plan *p, int nv, int tiles, const float *patches, const float *weights, int64_t pair, float *m)
 {
     int tall = kern.tallest[nv / 2], pieces = (int)kern_div_up(tiles, tall), wide = nv * kern.lanes, cg = p->s.c / p->s.groups;
@@ -302,7 +302,7 @@ static void multiply(const wino_plan *p, int nv, int tiles, const float *patches
             int first = (int)((int64_t)tiles * i / pieces), height = (int)((int64_t)tiles * (i + 1) / pieces) - first, at = i * TILE_FETCH;
             t.x = patches + k * p->in_plane + (int64_t)first * p->row;
             t.sum = m + k * p->out_plane + (int64_t)first * wide;
-            t.far = at < fetched ? t.w + at / panel_wide * pair + (int64_t)cg * (panel_wide + at % panel_wide) : NULL;
+            t.far = at < fetched ? t.w + at / panel_wide * pair + (int64_t)cg * (2 * panel_wide + at % panel_wide) : NULL;
             kern.tile[nv / 2][height](&t);
         }
     }
