@@ -426,7 +426,7 @@ static bool make_lists(tile_plan *p, err *e)
     return true;
 }
 
-/* One image finds its weights far away, other layers' having passed meanwhile. So few, floats, are there at once. */
+/* One image finds its weights far away, other layers' having passed meanwhile; fewer floats are there at once. */
 enum { FAR_WEIGHTS = 1 << 14 };
 
 /* One tile to a unit reads its weights once anyway. */
