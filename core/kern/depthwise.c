@@ -23,7 +23,7 @@ struct dw_plan {
     int rows, bands;             /* of outputs, for one task */
     int channels, parts;         /* of a part; how many there are */
     int blocks;                  /* weight gradient: sums */
-    int64_t floats;              /* read and written by a pass */
+    bool far;                    /* a worker goes through more in a pass than stays in the last cache until the next */
     size_t packed_at;
 };
 
@@ -103,7 +103,7 @@ dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, 
     p->s = *s;
     p->packed_at = packed_at;
     const gather *g = &p->g;
-    p->floats = g->n * ((int64_t)g->ih * g->iw * g->groups + g->y_img);
+    p->far = g->n * ((int64_t)g->ih * g->iw * g->groups + g->y_img) / par_threads() >= FAR_FLOATS / 2;
     bool dense = g->tw > 1 && g->col[1] - g->col[0] == 1;
     p->inner = g->sw == 2 && (dense || g->tw == 1) ? 2 : 1;
     int per_chunk = g->sw == p->inner && dense ? CHUNK_TAPS : 1;
@@ -186,11 +186,10 @@ static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n
                       .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
 }
 
-/* What the next row will read and write is fetched, where it is far. Beside the multiply-adds of stride 2, which are fewer
- * to a pixel, and beside the weight gradient's loads that shows, so those want more to be gained. */
-static void add_fetch(dw_args *d, const dw_plan *p, bool wgrad)
+/* What the next row will read and write is fetched, where it is far; what is near the loads by themselves have sooner. */
+static void add_fetch(dw_args *d, const dw_plan *p)
 {
-    if (p->floats < (wgrad || p->inner == 2 ? FAR_FLOATS : FAR_FLOATS / 4)) return;
+    if (!p->far) return;
     d->fetched = (int)kern_min(p->g.sh, d->rows);
     d->x_ahead = d->x_line;
     d->y_ahead = d->y_line;
@@ -224,7 +223,7 @@ static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int 
     int64_t at = g->y_base + q->n * g->y_img + r * g->y_row + p->tile[i].first * g->y_col + q->c0;
     d.w = j->packed + p->packed_at + a0 * d.w_row + q->c0;
     d.y = j->y + at;
-    add_fetch(&d, p, false);
+    add_fetch(&d, p);
     if (j->away) d.x_ahead = j->away;
     d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
     d.residual = j->ep->residual ? j->ep->residual + at : NULL;
@@ -305,7 +304,7 @@ static void wgrad_piece(const dw_wjob *j, const dw_piece *q, float *sums, int64_
             n = rows_alike(p, r, q->r1);
             dw_args d = tiles_at(p, q, t, r, n, padded(p), j->x, 0, (int64_t)g->qw * g->groups, g->groups, &a0);
             d.dy = j->dy + ((row + r - q->r0) * g->qw + p->tile[t].first) * g->groups + q->c0;
-            add_fetch(&d, p, true);
+            add_fetch(&d, p);
             if (j->away) d.y_ahead = j->away;
             d.sum = sums + a0 * d.w_row + q->c0;
             add_prologue(&d, j->pro, q->c0);
