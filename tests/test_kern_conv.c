@@ -454,6 +454,52 @@ static void a_prologue_changes_no_bit(void)
     CHECK(prologues > 5);
 }
 
+/* n images at a time, into y. */
+static void forward(const conv_shape *of, int n, const float *x, const float *w, float *y)
+{
+    err e = { 0 };
+    conv_shape s = *of;
+    s.n = n;
+    conv_plan *p = conv_plan_new(&s, CONV_FORWARD, &e);
+    CHECK_OK(p, e);
+    if (!p) return;
+    float *packed = mem_new(conv_packed_floats(p, CONV_FORWARD), sizeof *packed, NULL);
+    float *scratch = mem_new(conv_scratch_floats(p) + 1, sizeof *scratch, NULL);
+    conv_pack(p, CONV_FORWARD, w, packed);
+    for (int i = 0; i < of->n; i += n)
+        conv_forward(p, x + i * s.h * s.w * s.c, NULL, packed, NULL, y + i * conv_out_h(&s) * conv_out_w(&s) * s.o, scratch);
+    mem_free(packed);
+    mem_free(scratch);
+    conv_plan_free(p);
+}
+
+/* No cache holds these: what is read is fetched before, what is written goes past the caches where it is aligned. */
+static void depthwise_maps_that_are_far_equal_those_of_one_image(void)
+{
+    static const conv_shape far[] = {
+        { 84, 28, 28, 32, 32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 32 },  { 134, 28, 28, 32, 32, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 32 },
+        { 50, 32, 32, 48, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 48 },  { 70, 32, 32, 48, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 48 },
+        { 84, 28, 28, 40, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 40 },
+    };
+    static const char *const isa[] = { "scalar", "avx2", "avx512" };
+    for (int k = 0; k < 3; k++)
+        for (size_t i = 0; i < sizeof far / sizeof *far; i++) {
+            if (!start(isa[k], NULL, 1)) continue;
+            const conv_shape *s = &far[i];
+            const size_t nx = count_x(s), nw = count_w(s), ny = count_y(s);
+            float *x = noise(nx, 80 + i), *w = noise(nw, 90), *want = mem_new(ny, sizeof *want, NULL);
+            float *got = mem_new(ny + 1, sizeof *got, NULL);
+            forward(s, 1, x, w, want);
+            for (int off = 0; off < 2; off++) {
+                forward(s, s->n, x, w, got + off);
+                CHECK(!memcmp(got + off, want, ny * sizeof *got));
+            }
+            CHECK(fenced_free(x, nx) && fenced_free(w, nw));
+            mem_free(want);
+            mem_free(got);
+        }
+}
+
 static void a_nan_in_the_image_survives_the_activation(void)
 {
     for (int act = ACT_NONE; act < ACT_COUNT; act++)
@@ -538,6 +584,7 @@ int main(void)
     RUN(threads_do_not_change_a_bit);
     RUN(threads_do_not_change_a_bit_of_im2col);
     RUN(a_prologue_changes_no_bit);
+    RUN(depthwise_maps_that_are_far_equal_those_of_one_image);
     RUN(a_nan_in_the_image_survives_the_activation);
     RUN(shapes_that_cannot_be_are_refused);
     RUN(a_plan_without_memory_is_an_error_and_leaks_nothing);

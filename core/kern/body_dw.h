@@ -7,6 +7,9 @@ INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load
 /* Values that are far are fetched by the way in wide tiles: large maps are cut into those. */
 enum { FAR_WIDTH = 7 };
 
+/* What a kernel does with its tiles; streamed outputs go past the caches. */
+enum { DW_FORWARD, DW_STREAM, DW_WGRAD };
+
 /* Of a tile: floats from the first one's x and y. */
 typedef struct { int64_t x, y; } dw_place;
 
@@ -64,7 +67,7 @@ INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, cons
     }
 }
 
-INLINE void dw_store(const int T, const bool full, const dw_args *d, int64_t at, int n, int count, vf *acc)
+INLINE void dw_store(const int kind, const int T, const bool full, const dw_args *d, int64_t at, int n, int count, vf *acc)
 {
     const vf lo = v_set1(d->lo), hi = v_set1(d->hi);
     const int64_t step = d->y_step;
@@ -75,36 +78,38 @@ INLINE void dw_store(const int T, const bool full, const dw_args *d, int64_t at,
     UNROLL for (int t = 0; t < T; t++) {
         if (t >= count) break;
         vf v = v_min(hi, v_max(lo, acc[t]));
-        if (full) v_store(y + t * step, v);
+        if (full && kind == DW_STREAM) v_stream(y + t * step, v);
+        else if (full) v_store(y + t * step, v);
         else v_store_n(y + t * step, n, v);
     }
 }
 
 /* What tiles to come will want, before it is wanted: memory is too far to be waited for. Of all channels, those [c, …) fetch
  * their share in the order of memory, as tile_stretch does. */
-INLINE void dw_fetch(const int T, const int S, const dw_args *d, const float *x, const float *out, int c, const bool written)
+INLINE void dw_fetch(const int kind, const int T, const int S, const dw_args *d, const float *x, const float *out, int c)
 {
     const bool whole = d->channels == d->x_step && d->channels == d->y_step;
     const int64_t x_step = whole ? LANES : d->x_step, y_step = whole ? LANES : d->y_step;
     x += d->at + d->x_ahead + (whole ? c * (T * S - 1) : 0);
     for (int a = d->rows - d->fetched; a < d->rows; a++)
         UNROLL for (int j = 0; j < T * S; j++) __builtin_prefetch(x + a * d->x_row + j * x_step);
+    if (kind == DW_STREAM) return;
     out += d->y_ahead + (whole ? c * (T - 1) : 0);
     UNROLL for (int t = 0; t < T; t++)
-        if (written) __builtin_prefetch(out + t * y_step, 1);           /* clang wants to see a constant */
+        if (kind == DW_FORWARD) __builtin_prefetch(out + t * y_step, 1);           /* clang wants to see a constant */
         else __builtin_prefetch(out + t * y_step);
 }
 
 /* W = 3: three rows of one chunk of three taps, of whose pixels live are inside, for a full tile. W = 0: any.
  * What is full or has a prologue is compiled apart; so little is, the rows being a loop and vectors that are not full
  * taken tap by tap, because all other loops together compile in a quarter of the time that these take. */
-INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
+INLINE void dw_vector(const int kind, const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
                       const dw_args *d, dw_place at, int c, int n)
 {
     const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
     const float *x = d->x + at.x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, d->y + at.y + c, c, true);
+    if (T >= FAR_WIDTH && d->fetched) dw_fetch(kind, T, S, d, x, d->y + at.y + c, c);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
@@ -112,7 +117,7 @@ INLINE void dw_vector(const int T, const int S, const int W, const uint32_t live
     else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
             dw_chunk_taps(T, S, full, n, in, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
-    dw_store(T, full, d, at.y + c, n, W ? T : d->count, acc);
+    dw_store(kind, T, full, d, at.y + c, n, W ? T : d->count, acc);
 }
 
 /* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
@@ -159,7 +164,7 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     const float *x = d->x + at.x + c, *dy = d->dy + at.y + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T >= FAR_WIDTH && d->fetched) dw_fetch(T, S, d, x, dy, c, false);
+    if (T >= FAR_WIDTH && d->fetched) dw_fetch(DW_WGRAD, T, S, d, x, dy, c);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) for (int a = 0; a < 3; a++)
@@ -170,71 +175,86 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
 }
 
 /* One vector of the forward pass or of the weight gradient. */
-INLINE void dw_either(const bool wgrad, const int T, const int S, const int W, const uint32_t live, const bool full,
+INLINE void dw_either(const int kind, const int T, const int S, const int W, const uint32_t live, const bool full,
                       const bool prologue, const dw_args *d, dw_place at, int c, int n)
 {
-    if (wgrad) dw_wgrad_vector(T, S, W, live, full, prologue, d, at, c, n);
-    else dw_vector(T, S, W, live, full, prologue, d, at, c, n);
+    if (kind == DW_WGRAD) dw_wgrad_vector(T, S, W, live, full, prologue, d, at, c, n);
+    else dw_vector(kind, T, S, W, live, full, prologue, d, at, c, n);
 }
 
 /* Line after line: neighbours are read on from one another, and a line's pixels are still near when the next wants them. */
-INLINE int dw_inside(const bool wgrad, const int T, const int S, const uint32_t live, const bool prologue, const dw_args *d)
+INLINE int dw_inside(const int kind, const int T, const int S, const uint32_t live, const bool prologue, const dw_args *d)
 {
     int c = 0;
     for (int line = 0; line < d->lines; line++)
         for (int tile = 0; tile < d->tiles; tile++) {
             const dw_place at = dw_tile_at(d, line, tile);
-            for (c = 0; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 3, live, true, prologue, d, at, c, LANES);
+            for (c = 0; c + LANES <= d->channels; c += LANES) dw_either(kind, T, S, 3, live, true, prologue, d, at, c, LANES);
         }
     return c;
 }
 
 /* The channels that fill vectors of full tiles of three rows and one chunk of three taps, alone or at a padded
  * side; says how many they are, 0 of any other tiles. */
-INLINE int dw_three(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d)
+INLINE int dw_three(const int kind, const int T, const int S, const bool prologue, const dw_args *d)
 {
     if (d->rows != 3 || d->chunks != 1 || d->chunk->taps != 3 || d->count != T) return 0;
     const uint32_t all = DW_PIXELS(T, S, 3), live = d->chunk->live;
-    if (live == all) return dw_inside(wgrad, T, S, all, prologue, d);
-    if (live == (all & ~1u)) return dw_inside(wgrad, T, S, all & ~1u, prologue, d);
-    if (live == all >> 1) return dw_inside(wgrad, T, S, all >> 1, prologue, d);
-    if (live == (all >> 1 & ~1u)) return dw_inside(wgrad, T, S, all >> 1 & ~1u, prologue, d);
+    if (live == all) return dw_inside(kind, T, S, all, prologue, d);
+    if (live == (all & ~1u)) return dw_inside(kind, T, S, all & ~1u, prologue, d);
+    if (live == all >> 1) return dw_inside(kind, T, S, all >> 1, prologue, d);
+    if (live == (all >> 1 & ~1u)) return dw_inside(kind, T, S, all >> 1 & ~1u, prologue, d);
     return 0;
 }
 
 /* Channels from c on, of any tile. */
-INLINE int dw_any(const bool wgrad, const int T, const int S, const bool prologue, const dw_args *d, dw_place at, int c)
+INLINE int dw_any(const int kind, const int T, const int S, const bool prologue, const dw_args *d, dw_place at, int c)
 {
-    for (; c + LANES <= d->channels; c += LANES) dw_either(wgrad, T, S, 0, 0, true, prologue, d, at, c, LANES);
+    for (; c + LANES <= d->channels; c += LANES) dw_either(kind, T, S, 0, 0, true, prologue, d, at, c, LANES);
     return c;
 }
 
 /* Apart from the tiles inside, whose registers it would take. */
-#define KERNELS(NAME, WGRAD, T, S) \
+#define KERNELS(NAME, KIND, T, S) \
     static __attribute__((noinline)) void NAME##_any_##T##_##S(const dw_args *d, int c) \
     { \
         OWN(d); \
         for (int line = 0; line < d->lines; line++) \
             for (int tile = 0; tile < d->tiles; tile++) { \
                 const dw_place at = dw_tile_at(d, line, tile); \
-                int done = d->scale ? dw_any(WGRAD, T, S, true, d, at, c) : dw_any(WGRAD, T, S, false, d, at, c); \
-                if (done < d->channels) dw_either(WGRAD, T, S, 0, 0, false, d->scale != NULL, d, at, done, d->channels - done); \
+                int done = d->scale ? dw_any(KIND, T, S, true, d, at, c) : dw_any(KIND, T, S, false, d, at, c); \
+                if (done < d->channels) dw_either(KIND, T, S, 0, 0, false, d->scale != NULL, d, at, done, d->channels - done); \
             } \
     } \
     static void NAME##_##T##_##S(const dw_args *d) \
     { \
         OWN(d); \
-        int done = d->scale ? dw_three(WGRAD, T, S, true, d) : dw_three(WGRAD, T, S, false, d); \
+        int done = d->scale ? dw_three(KIND, T, S, true, d) : dw_three(KIND, T, S, false, d); \
         if (done < d->channels) NAME##_any_##T##_##S(d, done); \
     }
-#define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
-#define X(I, T, S) KERNELS(dw, false, T, S) KERNELS(dw_wgrad, true, T, S)
+#define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) FAR_WIDTHS(X)
+#define FAR_WIDTHS(X) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
+#define X(I, T, S) KERNELS(dw, DW_FORWARD, T, S) KERNELS(dw_wgrad, DW_WGRAD, T, S)
 WIDTHS(X)
+#undef X
+
+/* Without a prologue; what is not inside passes through the caches as ever. */
+#define X(I, T, S) \
+    static void dw_stream_##T##_##S(const dw_args *d) \
+    { \
+        OWN(d); \
+        int done = dw_three(DW_STREAM, T, S, false, d); \
+        if (done < d->channels) dw_any_##T##_##S(d, done); \
+    }
+FAR_WIDTHS(X)
 #undef X
 
 static void fill_dw(kern_table *k)
 {
 #define X(I, T, S) k->dw[I][S - 1] = dw_##T##_##S; k->dw_wgrad[I][S - 1] = dw_wgrad_##T##_##S;
     WIDTHS(X)
+#undef X
+#define X(I, T, S) k->dw_stream[I][S - 1] = dw_stream_##T##_##S;
+    FAR_WIDTHS(X)
 #undef X
 }

@@ -55,6 +55,14 @@ static inline size_t scratch_of_worker(size_t floats)
 /* No cache holds so many floats: by the time they are wanted they are far away again. */
 enum { FAR_FLOATS = 1 << 23 };
 
+/* A task's end, if its kernels stored past the caches: such stores are in no order with others until then. */
+static inline void stream_end(void)
+{
+#ifdef __x86_64__
+    __builtin_ia32_sfence();
+#endif
+}
+
 /* One gather on the register tile. Phases of one pass run together; their packed weights lie one
  * after another, each from packed_at on. */
 typedef struct tile_plan tile_plan;

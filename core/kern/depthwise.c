@@ -213,6 +213,7 @@ typedef struct {
     const conv_prologue *pro;
     const conv_epilogue *ep;
     float *y, lo, hi;
+    bool stream;
 } dw_job;
 
 static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int i, int r, int n)
@@ -230,7 +231,7 @@ static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int 
     add_prologue(&d, j->pro, q->c0);
     d.lo = j->lo;
     d.hi = j->hi;
-    kern.dw[p->width][p->inner - 1](&d);
+    (j->stream ? kern.dw_stream : kern.dw)[p->width][p->inner - 1](&d);
     for (int k = 0; j->ep->act == ACT_SILU && k < n * d.tiles; k++)
         for (int t = 0; t < d.count; t++)
             silu_in_place(d.y + k / d.tiles * d.y_line + k % d.tiles * d.y_next + t * d.y_step, d.channels);
@@ -259,10 +260,19 @@ static void run_task(void *ctx, int64_t task, int worker)
     task /= j->phases;
     for (int part = 0; part < p->parts; part++) {
         dw_piece q = piece_at(p, task, part);
-        if (q.n >= p->g.n) return;                      /* a phase with fewer bands than others */
+        if (q.n >= p->g.n) break;                       /* a phase with fewer bands than others */
         run_piece(j, p, &q);
         if (j->ep->part) sum_piece(j, &p->g, &q, task);
     }
+    if (j->stream) stream_end();
+}
+
+/* Outputs that are far when somebody wants them need not pass through the caches, which would first have to read them. */
+static bool streams(const dw_plan *p, const dw_job *j)
+{
+    const conv_epilogue *ep = j->ep;
+    return p->far && kern.dw_stream[p->width][p->inner - 1] && p->g.groups % LANES_MAX == 0 && (uintptr_t)j->y % (LANES_MAX * sizeof *j->y) == 0
+        && !j->pro && !ep->residual && !ep->part && ep->act != ACT_SILU;
 }
 
 void dw_run(dw_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
@@ -270,6 +280,7 @@ void dw_run(dw_plan *const *phase, int phases, const float *x, const conv_prolog
 {
     dw_job j = { .phase = phase, .phases = phases, .x = x, .packed = packed, .pro = pro, .ep = ep, .y = y,
                  .lo = act_low(ep->act), .hi = act_high(ep->act) };
+    j.stream = phases == 1 && streams(*phase, &j);
     int64_t most = 0;
     for (int i = 0; i < phases; i++) most = kern_max(most, dw_parts(phase[i]));
     par_for(most * phases, run_task, &j);

@@ -200,6 +200,7 @@ typedef struct {
     void (*wino_dy[2])(const wino_in_args *);           /* x being an output tile */
     void (*wino_dw[2])(const wino_dw_args *);
     void (*dw[DW_WIDTHS][2])(const dw_args *);          /* [width][stride-1] */
+    void (*dw_stream[DW_WIDTHS][2])(const dw_args *);   /* as dw, of aligned vectors and without a prologue; past the caches; or NULL */
     void (*dw_wgrad[DW_WIDTHS][2])(const dw_args *);
     void (*moments)(const norm_args *);                 /* sum += x - pivot and its square; pivot NULL: 0 */
     void (*back_moments)(const norm_args *);            /* sum += dz and dz*(x - mean) */

@@ -5,6 +5,8 @@
  * are zero. v_max and v_min return their second argument when either is NaN, so v_max(zero, x)
  * lets a NaN in x through. v_fma rounds once where the machine can.
  * v_sum adds the lanes up, halves onto halves.
+ * v_stream stores past the caches, where the machine can, to an address that is a multiple of a vector's bytes:
+ * other threads see it after stream_end.
  * v_held(a) is a, in a register: gcc would rather read memory again for each use.
  * bits_held(a) is a, of which nothing is known: gcc would rather have a register for each of its bits.
  * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
@@ -36,6 +38,7 @@ enum { LANES = 16 };
 typedef __m512 vf;
 INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void v_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE void v_stream(float *p, vf a) { _mm512_stream_ps(p, a); }
 INLINE __mmask16 v_mask(int n) { return (__mmask16)((1u << n) - 1); }
 INLINE vf v_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(v_mask(n), p); }
 INLINE void v_store_n(float *p, int n, vf a) { _mm512_mask_storeu_ps(p, v_mask(n), a); }
@@ -91,6 +94,7 @@ static const int32_t v_mask_bits[16] = { -1, -1, -1, -1, -1, -1, -1, -1 };
 INLINE __m256i v_mask(int n) { return _mm256_loadu_si256((const __m256i *)(v_mask_bits + 8 - n)); }
 INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void v_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE void v_stream(float *p, vf a) { _mm256_stream_ps(p, a); }
 INLINE vf v_load_n(const float *p, int n)
 {
     return n == LANES ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, v_mask(n));
@@ -147,6 +151,7 @@ typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 INLINE vf v_load(const float *p) { vf a; memcpy(&a, p, sizeof a); return a; }
 INLINE void v_store(float *p, vf a) { memcpy(p, &a, sizeof a); }
+INLINE void v_stream(float *p, vf a) { v_store(p, a); }
 INLINE vf v_load_n(const float *p, int n)
 {
     vf a = { 0 };
