@@ -500,6 +500,34 @@ static void depthwise_maps_that_are_far_equal_those_of_one_image(void)
         }
 }
 
+/* Whether an output is one of few or of many, of a whole vector or a part: its sum is the same. The last one's sums come
+ * in parts. */
+static void an_out_channel_does_not_depend_on_how_many_there_are(void)
+{
+    enum { MOST = 64 };
+    static const conv_shape many[] = {
+        { 1, 5, 9, 12, MOST, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, { 2, 7, 8, 20, MOST, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1 },
+        { 1, 9, 9, 1400, MOST, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1 },
+    };
+    static const char *const isa[] = { "scalar", "avx2", "avx512" };
+    for (int k = 0; k < 3; k++)
+        for (size_t i = 0; i < sizeof many / sizeof *many; i++) {
+            if (!start(isa[k], NULL, 1)) continue;
+            conv_shape s = many[i];
+            const size_t nx = count_x(&s), nw = count_w(&s), ny = count_y(&s);
+            float *x = noise(nx, 70 + i), *w = noise(nw, 75), *want = mem_new(ny, sizeof *want, NULL), *got = fenced_new(ny);
+            forward(&s, s.n, x, w, want);
+            for (s.o = 1; s.o <= 40; s.o++) {
+                int differ = 0;
+                forward(&s, s.n, x, w, got);
+                for (size_t q = 0; q < ny / MOST; q++) differ += memcmp(got + q * (size_t)s.o, want + q * MOST, (size_t)s.o * sizeof *got) != 0;
+                CHECK(!differ);
+            }
+            CHECK(fenced_free(x, nx) && fenced_free(w, nw) && fenced_free(got, ny));
+            mem_free(want);
+        }
+}
+
 static void a_nan_in_the_image_survives_the_activation(void)
 {
     for (int act = ACT_NONE; act < ACT_COUNT; act++)
@@ -585,6 +613,7 @@ int main(void)
     RUN(threads_do_not_change_a_bit_of_im2col);
     RUN(a_prologue_changes_no_bit);
     RUN(depthwise_maps_that_are_far_equal_those_of_one_image);
+    RUN(an_out_channel_does_not_depend_on_how_many_there_are);
     RUN(a_nan_in_the_image_survives_the_activation);
     RUN(shapes_that_cannot_be_are_refused);
     RUN(a_plan_without_memory_is_an_error_and_leaks_nothing);

@@ -17,21 +17,29 @@
 enum { NV_MAX = 4 };
 #define PANEL(NV) ((NV) < 2 ? (NV) : 2)                 /* vectors of a panel: four are two panels' */
 
-INLINE void tile_step(const int MR, const int NV, const float *const *p, int64_t c, const float *w, int64_t pair,
+/* HALF: of the second vector half is valid, and the other half, where the weights stand again, is the next pixel's: three
+ * multiply-adds do for two pixels. */
+INLINE bool tile_sums(const bool HALF, int i, int v) { return !(HALF && v && i % 2); }
+
+INLINE void tile_step(const int MR, const int NV, const bool HALF, const float *const *p, int64_t c, const float *w, int64_t pair,
                       vf acc[][NV_MAX])
 {
-    vf b[NV_MAX];
+    vf b[NV_MAX], x = v_zero();
     UNROLL for (int v = 0; v < NV; v++) b[v] = v_load(w + v / 2 * pair + v % 2 * LANES);
     UNROLL for (int i = 0; i < MR; i++) {
-        vf x = v_set1(p[i][c]);
-        UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_fma(x, b[v], acc[i][v]);
+        const vf before = x;
+        x = v_set1(p[i][c]);
+        if (!HALF) UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_fma(x, b[v], acc[i][v]);
+        else acc[i][0] = v_fma(x, b[0], acc[i][0]);
+        if (HALF && i % 2) acc[i - 1][1] = v_fma(v_halves(before, x), b[1], acc[i - 1][1]);
+        else if (HALF && i == MR - 1) acc[i][1] = v_fma(x, b[1], acc[i][1]);
     }
 }
 
 /* Input floats [c, end), four steps at a time: pointers that do not fit in registers are then
  * loaded less often. In the order of memory and into the first cache, what is fetched leads the machine's own
  * fetches, which then run before it. */
-INLINE void tile_stretch(const int MR, const int NV, const bool FETCH, const float *const *p, int64_t c, int64_t end,
+INLINE void tile_stretch(const int MR, const int NV, const bool HALF, const bool FETCH, const float *const *p, int64_t c, int64_t end,
                          const float *w, int64_t pair, const float *far, vf acc[][NV_MAX])
 {
     for (; c + 4 <= end; c += 4, w += 4 * PANEL(NV) * LANES) {
@@ -40,9 +48,9 @@ INLINE void tile_stretch(const int MR, const int NV, const bool FETCH, const flo
             far += 4 * TILE_FETCH;
         }
         UNROLL for (int u = 0; u < 4; u++)
-            tile_step(MR, NV, p, c + u, w + u * PANEL(NV) * LANES, pair, acc);
+            tile_step(MR, NV, HALF, p, c + u, w + u * PANEL(NV) * LANES, pair, acc);
     }
-    for (; c < end; c++, w += PANEL(NV) * LANES) tile_step(MR, NV, p, c, w, pair, acc);
+    for (; c < end; c++, w += PANEL(NV) * LANES) tile_step(MR, NV, HALF, p, c, w, pair, acc);
 }
 
 /* plain: whole vectors and no residual, which most tiles are; short sums feel every instruction here. */
@@ -66,43 +74,53 @@ INLINE void tile_store(const int MR, const int NV, const bool plain, const tile_
     }
 }
 
-INLINE void tile_start(const int MR, const int NV, const tile_args *t, vf acc[][NV_MAX])
+/* A pixel's halves become vectors again. */
+INLINE void tile_unfold(const int MR, vf acc[][NV_MAX])
+{
+    UNROLL for (int i = 1; i < MR; i += 2) acc[i][1] = v_swap(acc[i - 1][1]);
+}
+
+INLINE void tile_start(const int MR, const int NV, const bool HALF, const tile_args *t, vf acc[][NV_MAX])
 {
     vf start[NV_MAX];
     UNROLL for (int v = 0; v < NV; v++)
         start[v] = t->bias ? v_load_n(t->bias + v * LANES, v == NV - 1 ? t->lanes : LANES) : v_zero();
+    if (HALF) start[1] = v_halves(start[1], v_swap(start[1]));
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start[v];
     if (t->resume)
         UNROLL for (int i = 0; i < MR; i++)
-            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_load(t->sum + (i * NV + v) * LANES);
+            UNROLL for (int v = 0; v < NV; v++)
+                if (tile_sums(HALF, i, v)) acc[i][v] = v_load(t->sum + (i * NV + v) * LANES);
 }
 
-INLINE void tile_end(const int MR, const int NV, const tile_args *t, vf acc[][NV_MAX])
+INLINE void tile_end(const int MR, const int NV, const bool HALF, const tile_args *t, vf acc[][NV_MAX])
 {
     if (t->suspend) {
         float *sum = t->sum;
         UNROLL for (int i = 0; i < MR; i++)
-            UNROLL for (int v = 0; v < NV; v++) v_store(sum + (i * NV + v) * LANES, acc[i][v]);
+            UNROLL for (int v = 0; v < NV; v++)
+                if (tile_sums(HALF, i, v)) v_store(sum + (i * NV + v) * LANES, acc[i][v]);
         return;
     }
-    if (t->lanes == LANES && !t->residual) tile_store(MR, NV, true, t, acc);
+    if (HALF) tile_unfold(MR, acc);
+    if (!HALF && t->lanes == LANES && !t->residual) tile_store(MR, NV, true, t, acc);
     else tile_store(MR, NV, false, t, acc);
 }
 
-INLINE void tile_body(const int MR, const int NV, const tile_args *t)
+INLINE void tile_body(const int MR, const int NV, const bool HALF, const tile_args *t)
 {
     const float *p[TILE_MAX];
     vf acc[TILE_MAX][NV_MAX];
-    tile_start(MR, NV, t, acc);
+    tile_start(MR, NV, HALF, t, acc);
     UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + t->ox[i];
     for (int r = 0; r < t->runs; r++) {
         const float *w = t->w + t->run[r].w;
         int64_t c = t->run[r].x, end = c + t->len;
-        if (NV > 1 && t->far) tile_stretch(MR, NV, true, p, c, end, w, t->pair, t->far, acc);
-        else tile_stretch(MR, NV, false, p, c, end, w, t->pair, NULL, acc);
+        if (NV > 1 && t->far) tile_stretch(MR, NV, HALF, true, p, c, end, w, t->pair, t->far, acc);
+        else tile_stretch(MR, NV, HALF, false, p, c, end, w, t->pair, NULL, acc);
     }
-    tile_end(MR, NV, t, acc);
+    tile_end(MR, NV, HALF, t, acc);
 }
 
 /* W taps of input channels [c, end). ENDS: only the first and the last pixel may be outside the image, which is all
@@ -148,11 +166,11 @@ INLINE void strip_body(const int MR, const int NV, const tile_args *t)
     const float *p[TILE_MAX + STRIP_TAPS - 1];
     vf acc[TILE_MAX][NV_MAX];
     UNROLL for (int j = 0; j < MR + STRIP_TAPS - 1; j++) p[j] = t->x + t->ox[0] + j * t->x_step;
-    tile_start(MR, NV, t, acc);
+    tile_start(MR, NV, false, t, acc);
     for (const conv_run *r = t->run; r < t->run + t->runs; r++)
         if (r->taps == 2) strip_run(MR, NV, 2, p, t, r, acc);
         else strip_run(MR, NV, 3, p, t, r, acc);
-    tile_end(MR, NV, t, acc);
+    tile_end(MR, NV, false, t, acc);
 }
 
 INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wtile_args *t, vf acc[][2])
@@ -248,8 +266,11 @@ enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, WTALLEST_1 = 8, WTALLEST_2 =
 #define STRIPS_2(X)
 #endif
 
-#define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, t); }
+#define X(MR, NV) static void tile_##MR##_##NV(const tile_args *t) { tile_body(MR, NV, false, t); }
 HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X) HEIGHTS_4(X)
+#undef X
+#define X(MR, NV) static void tile_half_##MR(const tile_args *t) { tile_body(MR, 2, true, t); }
+HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) static void strip_##MR##_##NV(const tile_args *t) { strip_body(MR, NV, t); }
 STRIPS_1(X) STRIPS_2(X)
@@ -277,6 +298,9 @@ static void fill_conv(kern_table *k)
     k->fma_chains = FMA_CHAINS;
 #define X(MR, NV) k->tile[NV / 2][MR] = tile_##MR##_##NV;
     HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X) HEIGHTS_4(X)
+#undef X
+#define X(MR, NV) k->tile_half[MR] = tile_half_##MR;
+    HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) k->strip[NV - 1][MR] = strip_##MR##_##NV;
     STRIPS_1(X) STRIPS_2(X)

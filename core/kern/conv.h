@@ -205,6 +205,8 @@ typedef struct { int first, nv, lanes; } panel;         /* lanes: valid in the l
 void  silu_in_place(float *y, int channels);
 int   panel_count(int channels);
 panel panel_at(int channels, int i);
+/* One and a half vectors at most. */
+static inline bool panel_is_half(panel v) { return v.nv == 2 && 2 * v.lanes <= kern.lanes; }
 /* Panel i and, where pairs are wanted, the next of those `left` if it has two vectors too: n panels, nv vectors, the
  * last of which has the lanes of what is returned. */
 panel panels_at(int channels, int i, int left, bool pairs, int *n, int *nv);

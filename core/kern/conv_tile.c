@@ -1,6 +1,7 @@
 /* Forward and data gradient on the register tile, as conv_tile_plan.c has planned them.
  *
- * Packed weights: [group][panel][tap row][tap column][c][16*NV], of strips [group][panel][tap row][chunk][c][tap][16*NV]. */
+ * Packed weights: [group][panel][tap row][tap column][c][16*NV], of strips [group][panel][tap row][chunk][c][tap][16*NV]. A
+ * panel of one and a half vectors has the half twice. */
 #include <math.h>
 #include <string.h>
 
@@ -31,7 +32,7 @@ static void pack_piece(void *ctx, int64_t i, int worker)
     int taps = g->th * g->tw, rows = taps * g->c, chunks = (int)kern_div_up(rows, PACK_ROWS), per_group = panel_count(g->o);
     int r0 = (int)(i % chunks) * PACK_ROWS, n = (int)kern_min(PACK_ROWS, rows - r0), which = (int)(i / chunks);
     panel v = panel_at(g->o, which % per_group);
-    int wide = v.nv * kern.lanes, valid = (v.nv - 1) * kern.lanes + v.lanes;
+    const int wide = v.nv * kern.lanes, valid = (v.nv - 1) * kern.lanes + v.lanes, half = panel_is_half(v) ? kern.lanes / 2 : 0;
     float *to = j->packed + gather_panel_offset(g, per_group) * (which / per_group) + gather_panel_offset(g, which % per_group);
     const float *w = j->w + gather_weight(g, &j->p->s, which / per_group, v.first, 0, 0, 0);
     int64_t step = gather_weight(g, &j->p->s, 0, 1, 0, 0, 0) - gather_weight(g, &j->p->s, 0, 0, 0, 0, 0);
@@ -50,7 +51,10 @@ static void pack_piece(void *ctx, int64_t i, int worker)
     else
         for (int o = 0; o < valid; o++)
             for (int r = 0; r < n; r++) turn[r][o] = w[o * step + from[r]];
-    for (int r = 0; r < n; r++) memcpy(to + row[r], turn[r], (size_t)wide * sizeof *to);
+    for (int r = 0; r < n; r++) {
+        memcpy(turn[r] + wide - half, turn[r] + wide - 2 * half, (size_t)half * sizeof(float));
+        memcpy(to + row[r], turn[r], (size_t)wide * sizeof *to);
+    }
 }
 
 void tile_pack(const tile_plan *p, const float *w_oihw, float *packed)
@@ -107,13 +111,17 @@ static void fetch_outputs(const tile_plan *p, const tile_args *t, int nv, const 
         for (int v = 0; v < nv; v++) __builtin_prefetch(t->y + *oy + v * kern.lanes, 1, 2);
 }
 
-static const tile_kernel *kernels_of(const tile_plan *p, int nv) { return p->strips ? kern.strip[nv - 1] : kern.tile[nv / 2]; }
+static const tile_kernel *kernels_of(const tile_plan *p, int nv, int lanes)
+{
+    if (p->strips) return kern.strip[nv - 1];
+    return panel_is_half((panel){ .nv = nv, .lanes = lanes }) ? kern.tile_half : kern.tile[nv / 2];
+}
 
 /* One panel, or two: its tiles, which differ in where they read, write, and which taps they find. The first ones fetch
  * what comes next, each a part in the order of memory. */
 static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list *list, fetch *next)
 {
-    const tile_kernel *kernel = kernels_of(p, nv);
+    const tile_kernel *kernel = kernels_of(p, nv, t->lanes);
     const int wide = p->fetches ? nv * kern.lanes : 0, panel_wide = 2 * kern.lanes;
     int at = 0;                  /* of every step's floats */
     for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++, at += TILE_FETCH) {
@@ -169,7 +177,7 @@ static bool find_block(const tile_plan *p, const tile_piece *piece, block b, int
 /* The same for one block only. Its first tiles fetch the block that follows, in the order of memory. */
 static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list *list, block b, float *sums)
 {
-    const tile_kernel *kernel = kernels_of(p, nv);
+    const tile_kernel *kernel = kernels_of(p, nv, t->lanes);
     const int wide = nv * kern.lanes, each = p->strips ? STRIP_FETCH : TILE_FETCH, steps = b.end - b.from;
     int fetched = 0;             /* of every step's floats */
     for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {

@@ -300,13 +300,14 @@ static bool follow(tile_plan *p, strategy how, err *e)
 
 /* Lines shorter than SHORTEST make strips whose sums wait for themselves, while many images fill tiles.
  * Strips add up in another order than tiles, so that a line alone decides, whatever images and rows there are: bands of
- * rows and groups of images have the same sums. Tiles of pixels of many lines are full. */
+ * rows and groups of images have the same sums. Tiles of pixels of many lines are full, and know halves of vectors. */
 enum { SHORTEST = 5 };
 static bool strips_pay(const tile_plan *p)
 {
-    const int nv = panel_at(p->g.o, 0).nv, tall = kern.tallest[nv / 2];
-    double strips = 0, tiles = steps_cost((double)p->g.qw / tall * p->g.tw * p->g.c, tall * nv, tall + nv, 1);
-    for (int i = 0; i < p->across.n; i++) strips += strip_cost(p, p->across.c[i], nv);
+    const panel v = panel_at(p->g.o, 0);
+    const int tall = kern.tallest[v.nv / 2], fmas = panel_is_half(v) ? tall * 3 / 2 : tall * v.nv;
+    double strips = 0, tiles = steps_cost((double)p->g.qw / tall * p->g.tw * p->g.c, fmas, tall + v.nv, 1);
+    for (int i = 0; i < p->across.n; i++) strips += strip_cost(p, p->across.c[i], v.nv);
     return p->g.qw >= SHORTEST && strips < tiles;
 }
 

@@ -189,6 +189,7 @@ typedef struct {
     int lanes;
     int tallest[3], longest[2], wtallest[2];            /* heights worth using: 1 … tallest[NV/2]; 0: none */
     tile_kernel tile[3][TILE_MAX + 1];                  /* [NV/2][MR], NV 1, 2 or 4 */
+    tile_kernel tile_half[TILE_MAX + 1];                /* [MR], NV 2, of the second vector half; w has that half twice */
     tile_kernel strip[2][TILE_MAX + 1];                 /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     void (*slice)(const slice_args *);

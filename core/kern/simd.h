@@ -8,6 +8,7 @@
  * v_stream stores past the caches, where the machine can, to an address that is a multiple of a vector's bytes:
  * other threads see it after stream_end.
  * v_held(a) is a, in a register: gcc would rather read memory again for each use.
+ * v_halves(a, b) is the first half of a and the last of b; v_swap(a) exchanges a's.
  * bits_held(a) is a, of which nothing is known: gcc would rather have a register for each of its bits.
  * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
  * back). v_pick(x, m, a, b) is a where x equals m or is NaN, else b. vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
@@ -45,6 +46,8 @@ INLINE void v_store_n(float *p, int n, vf a) { _mm512_mask_storeu_ps(p, v_mask(n
 INLINE vf v_set1(float a) { return _mm512_set1_ps(a); }
 INLINE vf v_zero(void) { return _mm512_setzero_ps(); }
 INLINE vf v_held(vf a) { __asm__("" : "+v"(a)); return a; }
+INLINE vf v_halves(vf a, vf b) { return _mm512_mask_blend_ps(0xff00, a, b); }
+INLINE vf v_swap(vf a) { return _mm512_shuffle_f32x4(a, a, 0x4e); }
 INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -107,6 +110,8 @@ INLINE void v_store_n(float *p, int n, vf a)
 INLINE vf v_set1(float a) { return _mm256_set1_ps(a); }
 INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
 INLINE vf v_held(vf a) { __asm__("" : "+x"(a)); return a; }
+INLINE vf v_halves(vf a, vf b) { return _mm256_blend_ps(a, b, 0xf0); }
+INLINE vf v_swap(vf a) { return _mm256_permute2f128_ps(a, a, 1); }
 INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
@@ -167,6 +172,8 @@ INLINE void v_store_n(float *p, int n, vf a)
 INLINE vf v_set1(float a) { return (vf){ a, a, a, a }; }
 INLINE vf v_zero(void) { return (vf){ 0 }; }
 INLINE vf v_held(vf a) { return a; }
+INLINE vf v_halves(vf a, vf b) { return (vf){ a[0], a[1], b[2], b[3] }; }
+INLINE vf v_swap(vf a) { return (vf){ a[2], a[3], a[0], a[1] }; }
 INLINE vf v_add(vf a, vf b) { return a + b; }
 INLINE vf v_sub(vf a, vf b) { return a - b; }
 INLINE vf v_mul(vf a, vf b) { return a * b; }
