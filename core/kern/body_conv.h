@@ -18,7 +18,7 @@ enum { NV_MAX = 4 };
 #define PANEL(NV) ((NV) < 2 ? (NV) : 2)                 /* vectors of a panel: four are two panels' */
 
 /* HALF: of the second vector half is valid, and the other half, where the weights stand again, is the next pixel's: three
- * multiply-adds do for two pixels. */
+ * multiply-adds do for two pixels. Sums of pixel i's vector v are kept, if so: */
 INLINE bool tile_sums(const bool HALF, int i, int v) { return !(HALF && v && i % 2); }
 
 INLINE void tile_step(const int MR, const int NV, const bool HALF, const float *const *p, int64_t c, const float *w, int64_t pair,
