@@ -21,11 +21,11 @@ enum { NV_MAX = 4 };
  * multiply-adds do for two pixels. Sums of pixel i's vector v are kept, if so: */
 INLINE bool tile_sums(const bool HALF, int i, int v) { return !(HALF && v && i % 2); }
 
-INLINE void tile_step(const int MR, const int NV, const bool HALF, const float *const *p, int64_t c, const float *w, int64_t pair,
+INLINE void tile_step(const int MR, const int NV, const bool HALF, const float *const *p, int64_t c, const float *w, const float *w2,
                       vf acc[][NV_MAX])
 {
     vf b[NV_MAX], x = v_zero();
-    UNROLL for (int v = 0; v < NV; v++) b[v] = v_load(w + v / 2 * pair + v % 2 * LANES);
+    UNROLL for (int v = 0; v < NV; v++) b[v] = v_load((v < 2 ? w : w2) + v % 2 * LANES);
     UNROLL for (int i = 0; i < MR; i++) {
         const vf before = x;
         x = v_set1(p[i][c]);
@@ -38,37 +38,48 @@ INLINE void tile_step(const int MR, const int NV, const bool HALF, const float *
 
 /* Input floats [c, end), four steps at a time: pointers that do not fit in registers are then
  * loaded less often. In the order of memory and into the first cache, what is fetched leads the machine's own
- * fetches, which then run before it. */
-INLINE void tile_stretch(const int MR, const int NV, const bool HALF, const bool FETCH, const float *const *p, int64_t c, int64_t end,
-                         const float *w, int64_t pair, const float *far, vf acc[][NV_MAX])
+ * fetches, which then run before it. MOVE: the pointers go along, so that none is left to be computed. */
+INLINE void tile_stretch(const int MR, const int NV, const bool HALF, const bool FETCH, const bool MOVE, const float **p, int64_t c,
+                         int64_t end, const float *w, int64_t pair, const float *far, vf acc[][NV_MAX])
 {
+    const float *w2 = w + pair;
     for (; c + 4 <= end; c += 4, w += 4 * PANEL(NV) * LANES) {
         if (FETCH) {
             UNROLL for (int l = 0; l < 4; l++) __builtin_prefetch(far + l * TILE_FETCH);
             far += 4 * TILE_FETCH;
         }
         UNROLL for (int u = 0; u < 4; u++)
-            tile_step(MR, NV, HALF, p, c + u, w + u * PANEL(NV) * LANES, pair, acc);
+            tile_step(MR, NV, HALF, p, MOVE ? u : c + u, w + u * PANEL(NV) * LANES, w2 + u * PANEL(NV) * LANES, acc);
+        if (MOVE) UNROLL for (int i = 0; i < MR; i++) p[i] = at_held(p[i] + 4);
+        if (NV > 2) w2 = at_held(w2 + 4 * PANEL(NV) * LANES);
     }
-    for (; c < end; c++, w += PANEL(NV) * LANES) tile_step(MR, NV, HALF, p, c, w, pair, acc);
+    for (; c < end; c++, w += PANEL(NV) * LANES, w2 += PANEL(NV) * LANES) {
+        tile_step(MR, NV, HALF, p, MOVE ? 0 : c, w, w2, acc);
+        if (MOVE) UNROLL for (int i = 0; i < MR; i++) p[i]++;
+    }
 }
 
-/* plain: whole vectors and no residual, which most tiles are; short sums feel every instruction here. */
-INLINE void tile_store(const int MR, const int NV, const bool plain, const tile_args *t, vf acc[][NV_MAX])
+/* Whole vectors, or a whole half, and no residual: most tiles, whose short sums feel every instruction. */
+INLINE bool is_plain(const bool HALF, const tile_args *t) { return t->lanes == (HALF ? LANES / 2 : LANES) && !t->residual; }
+
+/* SERIES: outputs stand from `first` on, y_step apart. */
+INLINE void tile_store(const int MR, const int NV, const bool HALF, const bool plain, const bool SERIES, const tile_args *t,
+                       int64_t first, vf acc[][NV_MAX])
 {
     const vf lo = v_set1(t->lo), hi = v_set1(t->hi);
     const float *residual = t->residual;
     const int32_t *oy = t->oy;
-    const int lanes = t->lanes;
+    const int64_t step = t->y_step;
+    const int lanes = !plain ? t->lanes : HALF ? LANES / 2 : LANES;
     float *y = t->y;
     UNROLL for (int i = 0; i < MR; i++) {
-        const int64_t at = oy[i];
+        const int64_t at = SERIES ? first + i * step : oy[i];
         UNROLL for (int v = 0; v < NV; v++) {
             const int n = v == NV - 1 ? lanes : LANES;
             vf a = acc[i][v];
             if (!plain && residual) a = v_add(a, v_load_n(residual + at + v * LANES, n));
             a = v_min(hi, v_max(lo, a));
-            if (plain) v_store(y + at + v * LANES, a);
+            if (plain && n == LANES) v_store(y + at + v * LANES, a);
             else v_store_n(y + at + v * LANES, n, a);
         }
     }
@@ -80,7 +91,7 @@ INLINE void tile_unfold(const int MR, vf acc[][NV_MAX])
     UNROLL for (int i = 1; i < MR; i += 2) acc[i][1] = v_swap(acc[i - 1][1]);
 }
 
-INLINE void tile_start(const int MR, const int NV, const bool HALF, const tile_args *t, vf acc[][NV_MAX])
+INLINE void tile_bias(const int MR, const int NV, const bool HALF, const tile_args *t, vf acc[][NV_MAX])
 {
     vf start[NV_MAX];
     UNROLL for (int v = 0; v < NV; v++)
@@ -88,6 +99,11 @@ INLINE void tile_start(const int MR, const int NV, const bool HALF, const tile_a
     if (HALF) start[1] = v_halves(start[1], v_swap(start[1]));
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start[v];
+}
+
+INLINE void tile_start(const int MR, const int NV, const bool HALF, const tile_args *t, vf acc[][NV_MAX])
+{
+    tile_bias(MR, NV, HALF, t, acc);
     if (t->resume)
         UNROLL for (int i = 0; i < MR; i++)
             UNROLL for (int v = 0; v < NV; v++)
@@ -104,8 +120,8 @@ INLINE void tile_end(const int MR, const int NV, const bool HALF, const tile_arg
         return;
     }
     if (HALF) tile_unfold(MR, acc);
-    if (!HALF && t->lanes == LANES && !t->residual) tile_store(MR, NV, true, t, acc);
-    else tile_store(MR, NV, false, t, acc);
+    if (is_plain(HALF, t)) tile_store(MR, NV, HALF, true, false, t, 0, acc);
+    else tile_store(MR, NV, HALF, false, false, t, 0, acc);
 }
 
 INLINE void tile_body(const int MR, const int NV, const bool HALF, const tile_args *t)
@@ -117,10 +133,34 @@ INLINE void tile_body(const int MR, const int NV, const bool HALF, const tile_ar
     for (int r = 0; r < t->runs; r++) {
         const float *w = t->w + t->run[r].w;
         int64_t c = t->run[r].x, end = c + t->len;
-        if (NV > 1 && t->far) tile_stretch(MR, NV, HALF, true, p, c, end, w, t->pair, t->far, acc);
-        else tile_stretch(MR, NV, HALF, false, p, c, end, w, t->pair, NULL, acc);
+        if (NV > 1 && t->far) tile_stretch(MR, NV, HALF, true, false, p, c, end, w, t->pair, t->far, acc);
+        else tile_stretch(MR, NV, HALF, false, false, p, c, end, w, t->pair, NULL, acc);
     }
     tile_end(MR, NV, HALF, t, acc);
+}
+
+/* Short sums: what a call costs, and to come by a pointer to each pixel, is a part of a tile's time. */
+INLINE void series_tiles(const int MR, const int NV, const bool HALF, const bool plain, const tile_args *t)
+{
+    const int64_t x_step = t->x_step, x_next = MR * x_step - t->len, y_next = MR * t->y_step;
+    const float *w = t->w + t->run->w, *p[TILE_MAX];
+    int64_t at = t->oy[0];
+    UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + t->ox[0] + t->run->x + i * x_step;
+    for (int k = t->tiles; k > 0; k--, at += y_next) {
+        vf acc[TILE_MAX][NV_MAX];
+        tile_bias(MR, NV, HALF, t, acc);
+        if (NV > 1 && t->far) tile_stretch(MR, NV, HALF, true, true, p, 0, t->len, w, t->pair, t->far, acc);
+        else tile_stretch(MR, NV, HALF, false, true, p, 0, t->len, w, t->pair, NULL, acc);
+        if (HALF) tile_unfold(MR, acc);
+        tile_store(MR, NV, HALF, plain, true, t, at, acc);
+        UNROLL for (int i = 0; i < MR; i++) p[i] += x_next;
+    }
+}
+
+INLINE void series_body(const int MR, const int NV, const bool HALF, const tile_args *t)
+{
+    if (is_plain(HALF, t)) series_tiles(MR, NV, HALF, true, t);
+    else series_tiles(MR, NV, HALF, false, t);
 }
 
 /* W taps of input channels [c, end). ENDS: only the first and the last pixel may be outside the image, which is all
@@ -244,7 +284,7 @@ static void slice(const slice_args *a)
 #define TALLER_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1)
 #define MORE_1(X) TALLER_1(X) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
 #define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 12, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
 #define HEIGHTS_4(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4)
 #define STRIPS_1(X) HEIGHTS_1(X) MORE_1(X)
 #define STRIPS_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2)
@@ -252,7 +292,7 @@ enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, WTALLEST_1 = 16, WTALLEST_
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X) X(6, 2)
-enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
+enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, TALLEST_HALF = 6, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
 #define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
@@ -260,7 +300,7 @@ enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, WTALLEST_1 = 8, WTALLEST_2 =
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X)
-enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
+enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, TALLEST_HALF = 5, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
 #define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
@@ -270,6 +310,12 @@ enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, WTALLEST_1 = 8, WTALLEST_2 =
 HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) static void tile_half_##MR(const tile_args *t) { tile_body(MR, 2, true, t); }
+HEIGHTS_2(X) MORE_2(X)
+#undef X
+#define X(MR, NV) static void series_##MR##_##NV(const tile_args *t) { series_body(MR, NV, false, t); }
+HEIGHTS_1(X) TALLER_1(X) HEIGHTS_4(X)
+#undef X
+#define X(MR, NV) static void series_half_##MR(const tile_args *t) { series_body(MR, 2, true, t); }
 HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) static void strip_##MR##_##NV(const tile_args *t) { strip_body(MR, NV, t); }
@@ -302,6 +348,12 @@ static void fill_conv(kern_table *k)
 #define X(MR, NV) k->tile_half[MR] = tile_half_##MR;
     HEIGHTS_2(X) MORE_2(X)
 #undef X
+#define X(MR, NV) k->series[NV / 2][MR] = series_##MR##_##NV;
+    HEIGHTS_1(X) TALLER_1(X) HEIGHTS_4(X)
+#undef X
+#define X(MR, NV) k->series_half[MR] = series_half_##MR;
+    HEIGHTS_2(X) MORE_2(X)
+#undef X
 #define X(MR, NV) k->strip[NV - 1][MR] = strip_##MR##_##NV;
     STRIPS_1(X) STRIPS_2(X)
 #undef X
@@ -312,6 +364,7 @@ static void fill_conv(kern_table *k)
     k->tallest[0] = TALLEST_1;
     k->tallest[1] = TALLEST_2;
     k->tallest[2] = TALLEST_4;
+    k->tallest_half = TALLEST_HALF;
     k->longest[0] = LONGEST_1;
     k->longest[1] = LONGEST_2;
     k->wtallest[0] = WTALLEST_1;

@@ -111,29 +111,35 @@ static void fetch_outputs(const tile_plan *p, const tile_args *t, int nv, const 
         for (int v = 0; v < nv; v++) __builtin_prefetch(t->y + *oy + v * kern.lanes, 1, 2);
 }
 
-static const tile_kernel *kernels_of(const tile_plan *p, int nv, int lanes)
+static const tile_kernel *kernels_of(const tile_plan *p, int nv, int lanes, bool series)
 {
+    const bool half = panel_is_half((panel){ .nv = nv, .lanes = lanes });
     if (p->strips) return kern.strip[nv - 1];
-    return panel_is_half((panel){ .nv = nv, .lanes = lanes }) ? kern.tile_half : kern.tile[nv / 2];
+    if (series) return half ? kern.series_half : kern.series[nv / 2];
+    return half ? kern.tile_half : kern.tile[nv / 2];
 }
+
+/* Tiles of a call: fetching goes on between calls. */
+enum { SERIES = 4 };
 
 /* One panel, or two: its tiles, which differ in where they read, write, and which taps they find. The first ones fetch
  * what comes next, each a part in the order of memory. */
 static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list *list, fetch *next)
 {
-    const tile_kernel *kernel = kernels_of(p, nv, t->lanes);
+    const tile_kernel *kernel = kernels_of(p, nv, t->lanes, list->piece->series);
     const int wide = p->fetches ? nv * kern.lanes : 0, panel_wide = 2 * kern.lanes;
     int at = 0;                  /* of every step's floats */
-    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++, at += TILE_FETCH) {
+    for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece += t->tiles, at += TILE_FETCH) {
         t->ox = p->ox + piece->pixel;
         t->oy = p->oy + piece->pixel;
         t->run = p->run[nv > 1] + piece->run;
         t->runs = piece->runs;
         t->len = piece->len;
+        t->tiles = p->far || at < wide ? 1 : (int)kern_max(1, kern_min(SERIES, piece->series));
         if (p->far && piece + 1 < list->piece + list->n) fetch_outputs(p, t, nv, piece + 1);
         t->far = at < wide ? t->w + (1 + nv / 4 + at / panel_wide) * t->pair + (int64_t)t->len * (at % panel_wide) : NULL;
         kernel[piece->height](t);
-        fetch_some(next);
+        for (int i = 0; i < t->tiles; i++) fetch_some(next);
     }
 }
 
@@ -177,7 +183,7 @@ static bool find_block(const tile_plan *p, const tile_piece *piece, block b, int
 /* The same for one block only. Its first tiles fetch the block that follows, in the order of memory. */
 static void run_block(const tile_plan *p, tile_args *t, int nv, const tile_list *list, block b, float *sums)
 {
-    const tile_kernel *kernel = kernels_of(p, nv, t->lanes);
+    const tile_kernel *kernel = kernels_of(p, nv, t->lanes, false);
     const int wide = nv * kern.lanes, each = p->strips ? STRIP_FETCH : TILE_FETCH, steps = b.end - b.from;
     int fetched = 0;             /* of every step's floats */
     for (const tile_piece *piece = list->piece; piece < list->piece + list->n; piece++) {
@@ -226,7 +232,7 @@ static void run_unit(const tile_job *j, unit u, const float *x, int first, int e
             .pair = gather_panel_offset(g, k % per_group + 1) - w0,
             .bias = j->ep->bias ? j->ep->bias + o : NULL,
             .residual = j->ep->residual ? j->ep->residual + at + o : NULL, .x = x + group * g->c,
-            .x_step = (int64_t)g->c * g->groups };
+            .x_step = (int64_t)g->c * g->groups, .y_step = g->y_col };
         const tile_list *list = &p->list[nv / 2][kind];
         if (p->parts) run_blocks(p, &t, nv, list, sums, next);
         else run_tiles(p, &t, nv, list, next);

@@ -28,6 +28,7 @@ typedef struct {
     int32_t pixel;               /* index into ox, oy */
     int32_t run;                 /* index into run[nv-1] */
     int32_t len, runs, height;
+    int32_t series;              /* tiles of this height from here on, at equal distances; 0: it has no series */
 } tile_piece;
 
 typedef struct { tile_piece *piece; int n; } tile_list; /* all tiles of a kind of unit */
@@ -37,6 +38,7 @@ typedef struct { int n0, imgs, r0, rows, q0, cols; } unit;
 struct tile_plan {
     gather g;
     conv_shape s;
+    bool flat;                   /* one row of pixels */
     int imgs, rows, cols;        /* of a unit, at most */
     int units_n, units_h, units_w;
     int units_per_task, panels, panels_per_task;         /* panels of all groups */

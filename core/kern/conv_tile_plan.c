@@ -34,15 +34,16 @@ int gather_span(int outputs, int stride, const int *offset, int taps)
     return taps ? (outputs - 1) * stride + offset[taps - 1] - offset[0] + 1 : 0;
 }
 
-/* 1×1, stride 1, no padding: all pixels of all images are one row. */
-static void flatten_pointwise(gather *g)
+/* 1×1, stride 1, no padding: all pixels of all images are one row. False: it is another convolution. */
+static bool flatten_pointwise(gather *g)
 {
     int64_t all = (int64_t)g->n * g->qh * g->qw;
     if (g->th != 1 || g->tw != 1 || g->sh != 1 || g->sw != 1 || g->row[0] || g->col[0] || g->qh != g->ih || g->qw != g->iw
         || g->y_col * g->qw != g->y_row || g->y_row * g->qh != g->y_img || all > INT32_MAX)
-        return;
+        return false;
     g->n = g->qh = g->ih = 1;
     g->qw = g->iw = (int)all;
+    return true;
 }
 
 /* ---- units ------------------------------------------------------------------------------------ */
@@ -169,7 +170,9 @@ static bool classes_new(classes *k, int outputs, const int *offset, int taps, in
     return true;
 }
 
-static int tiles_for(int64_t pixels, int nv) { return (int)kern_div_up(pixels, kern.tallest[nv / 2]); }
+static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(panel_at(g->o, 0)); }
+static int tallest(const gather *g, int nv) { return is_half(g, nv) ? kern.tallest_half : kern.tallest[nv / 2]; }
+static int tiles_for(const gather *g, int64_t pixels, int nv) { return (int)kern_div_up(pixels, tallest(g, nv)); }
 
 static int chunk_start(const tile_plan *p, int k) { return (int)((int64_t)k * p->g.tw / p->chunks); }
 
@@ -279,7 +282,7 @@ static double cost(const tile_plan *p, int nv)
             for (int k = 0; k < p->across.n; k++) {
                 tap_class d = part_of(p->down.c[i], h * p->rows, p->rows), a = p->across.c[k];
                 if (d.end <= d.first) continue;
-                int64_t pixels = (int64_t)p->imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(pixels, nv);
+                int64_t pixels = (int64_t)p->imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(g, pixels, nv);
                 int rows = d.t1 - d.t0, tall = (int)kern_div_up(pixels, n);
                 double steps = steps_cost((double)rows * (a.t1 - a.t0) * g->c, tall * nv, tall + nv, 1);
                 sum += (double)n * (steps + PER_RUN * rows + PER_TILE);
@@ -305,7 +308,7 @@ enum { SHORTEST = 5 };
 static bool strips_pay(const tile_plan *p)
 {
     const panel v = panel_at(p->g.o, 0);
-    const int tall = kern.tallest[v.nv / 2], fmas = panel_is_half(v) ? tall * 3 / 2 : tall * v.nv;
+    const int tall = tallest(&p->g, v.nv), fmas = panel_is_half(v) ? tall * 3 / 2 : tall * v.nv;
     double strips = 0, tiles = steps_cost((double)p->g.qw / tall * p->g.tw * p->g.c, fmas, tall + v.nv, 1);
     for (int i = 0; i < p->across.n; i++) strips += strip_cost(p, p->across.c[i], v.nv);
     return p->g.qw >= SHORTEST && strips < tiles;
@@ -364,6 +367,14 @@ static int stretches(const tile_plan *p, tap_class a)
     return p->merge ? 1 : a.t1 - a.t0;
 }
 
+/* What comes from memory is fetched tile by tile: calls of several leave gaps. */
+enum { SERIES_FLOATS = 1 << 22 };
+static bool has_series(const tile_plan *p, int nv)
+{
+    const gather *g = &p->g;
+    return p->flat && (nv != 2 || is_half(g, nv)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
+}
+
 /* Tiles of one kind of unit. Pixels are counted from *pixels on, and written if there is room. */
 static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece *room, int32_t *pixels)
 {
@@ -375,18 +386,20 @@ static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece 
             tap_class d = part_of(p->down.c[i], u.r0, u.rows), a = part_of(p->across.c[k], u.q0, u.cols);
             if (d.end <= d.first || a.end <= a.first) continue;
             int first = *pixels, lines = u.imgs * (d.end - d.first), count = lines * (a.end - a.first);
-            int n = p->strips ? lines : tiles_for(count, nv);
+            int n = p->strips ? lines : tiles_for(g, count, nv);
             for (int m = 0; p->ox && m < u.imgs; m++)
                 for (int r = d.first; r < d.end; r++)
                     for (int q = a.first; q < a.end; q++) {
                         p->ox[*pixels] = ((m * p->src_h + (r - u.r0) * g->sh) * p->src_w + (q - u.q0) * g->sw) * ic;
                         p->oy[(*pixels)++] = (int32_t)(m * g->y_img + (r - u.r0) * g->y_row + (q - u.q0) * g->y_col);
                     }
-            for (int t = 0; room && t < n; t++) {
-                int from = (int)((int64_t)t * count / n), to = (int)((int64_t)(t + 1) * count / n);
-                room[list->n + t] = (tile_piece){
-                    .pixel = first + from, .run = (i * p->across.n + k) * p->runs_max, .height = to - from,
+            for (int t = n - 1; room && t >= 0; t--) {
+                const int height = count / n + (t < count % n), from = count / n * t + (int)kern_min(t, count % n);
+                tile_piece *piece = &room[list->n + t];
+                *piece = (tile_piece){
+                    .pixel = first + from, .run = (i * p->across.n + k) * p->runs_max, .height = height,
                     .runs = (d.t1 - d.t0) * stretches(p, a), .len = p->merge ? (a.t1 - a.t0) * g->c : g->c };
+                if (has_series(p, nv)) piece->series = t + 1 < n && piece[1].height == height ? piece[1].series + 1 : 1;
             }
             if (!p->ox) *pixels += count;
             list->n += n;
@@ -451,7 +464,7 @@ tile_plan *tile_plan_new(const gather *from, const conv_shape *s, bool prologue,
     p->packed_at = packed_at;
     p->workers = par_threads();
     gather *g = &p->g;
-    flatten_pointwise(g);
+    p->flat = flatten_pointwise(g);
     if (!choose_strategy(p, e)) goto failed;
     p->src_w = p->copy ? gather_span(g->qw, g->sw, g->col, g->tw) : g->iw;
     p->src_h = p->copy ? gather_span(p->rows, g->sh, g->row, g->th) : g->ih;

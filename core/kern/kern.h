@@ -24,13 +24,15 @@ typedef struct {
 } conv_run;
 
 /* y[oy[i]][0 … 16*NV) = clamp(bias + sum over runs of x[ox[i] + run.x …]·w[run.w …] + residual). A strip has its
- * pixels x_step apart, from ox[0] on, and taps as far from each other, which lie side by side in w. */
+ * pixels x_step apart, from ox[0] on, and taps as far from each other, which lie side by side in w. A series is many
+ * tiles of one run, its pixels x_step and y_step apart, from ox[0] and oy[0] on. */
 typedef struct {
     const float *x, *w;
     const int32_t *ox, *oy;                             /* MR pixels: floats from x and from y */
     const conv_run *run; int runs, len;
     int64_t pair;                                       /* NV 4: floats of w from two vectors to the next two */
-    int64_t x_step;
+    int64_t x_step, y_step;
+    int tiles;                                          /* of a series */
     float *y;
     const float *bias, *residual;                       /* either may be NULL; residual as y */
     float lo, hi;
@@ -187,9 +189,10 @@ typedef struct {
 
 typedef struct {
     int lanes;
-    int tallest[3], longest[2], wtallest[2];            /* heights worth using: 1 … tallest[NV/2]; 0: none */
+    int tallest[3], tallest_half, longest[2], wtallest[2];              /* heights worth using: 1 … tallest[NV/2]; 0: none */
     tile_kernel tile[3][TILE_MAX + 1];                  /* [NV/2][MR], NV 1, 2 or 4 */
     tile_kernel tile_half[TILE_MAX + 1];                /* [MR], NV 2, of the second vector half; w has that half twice */
+    tile_kernel series[3][TILE_MAX + 1], series_half[TILE_MAX + 1];     /* as tile; NV 2 only of halves */
     tile_kernel strip[2][TILE_MAX + 1];                 /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     void (*slice)(const slice_args *);
