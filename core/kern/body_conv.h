@@ -5,6 +5,7 @@
  * for every pixel up to where the pixel starts; the packed weights hold NV*LANES out-channels for
  * each step. A long sum may come in parts: accumulators rest in memory between them. Four vectors are those of
  * two panels of weights: six pixels load ten times for 24 multiply-adds where 14 times two load 16 for 28.
+ * A series is several tiles in a row, of sums that are too short for a call each.
  *
  * Forward and data gradient, strip: the same of MR neighbours in a line, for several neighbouring taps
  * at once. A channel of a pixel is then loaded once for all outputs that it belongs to: half of the
@@ -277,14 +278,14 @@ static void slice(const slice_args *a)
 }
 
 /* Heights that fit the register file: the accumulators, NV vectors of weights, one broadcast. Pixels
- * want a pointer each, so one-vector tiles of pixels stay lower than those of in-channels. */
+ * want a pointer each, so one-vector tiles of pixels stay lower than those of in-channels, and halves in series, too. */
 #define HEIGHTS_1(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
 #define HEIGHTS_2(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2)
 #if defined(__AVX512F__)
 #define TALLER_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1)
 #define MORE_1(X) TALLER_1(X) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
 #define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 12, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 10, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
 #define HEIGHTS_4(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4)
 #define STRIPS_1(X) HEIGHTS_1(X) MORE_1(X)
 #define STRIPS_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2)

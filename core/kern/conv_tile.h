@@ -13,6 +13,9 @@
  * Where taps are neighbours, tiles may be strips: neighbours in a line, with the taps of a row in chunks that
  * know which of their pixels are inside the image. Then each strip of a line is a class.
  *
+ * The pixels of 1×1 convolutions stand in a row, and so do their tiles: those of one height are a series, of which
+ * a call does several.
+ *
  * Where a panel of weights is too long to stay in the cache while the tiles of a unit pass over it,
  * the sum is cut into blocks, parts of one row of taps each. All tiles pass over one block while the
  * next is fetched; their accumulators rest in scratch meanwhile. The order of each sum is the same. */

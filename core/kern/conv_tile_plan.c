@@ -171,8 +171,20 @@ static bool classes_new(classes *k, int outputs, const int *offset, int taps, in
 }
 
 static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(panel_at(g->o, 0)); }
-static int tallest(const gather *g, int nv) { return is_half(g, nv) ? kern.tallest_half : kern.tallest[nv / 2]; }
-static int tiles_for(const gather *g, int64_t pixels, int nv) { return (int)kern_div_up(pixels, tallest(g, nv)); }
+
+/* What comes from memory is fetched tile by tile: calls of several leave gaps. */
+enum { SERIES_FLOATS = 1 << 22 };
+static bool has_series(const tile_plan *p, int nv)
+{
+    const gather *g = &p->g;
+    return p->flat && (nv != 2 || is_half(g, nv)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
+}
+
+static int tiles_for(const tile_plan *p, int64_t pixels, int nv)
+{
+    const bool halves = has_series(p, nv) && is_half(&p->g, nv);
+    return (int)kern_div_up(pixels, halves ? kern.tallest_half : kern.tallest[nv / 2]);
+}
 
 static int chunk_start(const tile_plan *p, int k) { return (int)((int64_t)k * p->g.tw / p->chunks); }
 
@@ -282,7 +294,7 @@ static double cost(const tile_plan *p, int nv)
             for (int k = 0; k < p->across.n; k++) {
                 tap_class d = part_of(p->down.c[i], h * p->rows, p->rows), a = p->across.c[k];
                 if (d.end <= d.first) continue;
-                int64_t pixels = (int64_t)p->imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(g, pixels, nv);
+                int64_t pixels = (int64_t)p->imgs * (d.end - d.first) * (a.end - a.first), n = tiles_for(p, pixels, nv);
                 int rows = d.t1 - d.t0, tall = (int)kern_div_up(pixels, n);
                 double steps = steps_cost((double)rows * (a.t1 - a.t0) * g->c, tall * nv, tall + nv, 1);
                 sum += (double)n * (steps + PER_RUN * rows + PER_TILE);
@@ -308,7 +320,7 @@ enum { SHORTEST = 5 };
 static bool strips_pay(const tile_plan *p)
 {
     const panel v = panel_at(p->g.o, 0);
-    const int tall = tallest(&p->g, v.nv), fmas = panel_is_half(v) ? tall * 3 / 2 : tall * v.nv;
+    const int tall = kern.tallest[v.nv / 2], fmas = panel_is_half(v) ? tall * 3 / 2 : tall * v.nv;
     double strips = 0, tiles = steps_cost((double)p->g.qw / tall * p->g.tw * p->g.c, fmas, tall + v.nv, 1);
     for (int i = 0; i < p->across.n; i++) strips += strip_cost(p, p->across.c[i], v.nv);
     return p->g.qw >= SHORTEST && strips < tiles;
@@ -367,14 +379,6 @@ static int stretches(const tile_plan *p, tap_class a)
     return p->merge ? 1 : a.t1 - a.t0;
 }
 
-/* What comes from memory is fetched tile by tile: calls of several leave gaps. */
-enum { SERIES_FLOATS = 1 << 22 };
-static bool has_series(const tile_plan *p, int nv)
-{
-    const gather *g = &p->g;
-    return p->flat && (nv != 2 || is_half(g, nv)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
-}
-
 /* Tiles of one kind of unit. Pixels are counted from *pixels on, and written if there is room. */
 static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece *room, int32_t *pixels)
 {
@@ -386,7 +390,7 @@ static void make_list(tile_plan *p, unit u, int nv, tile_list *list, tile_piece 
             tap_class d = part_of(p->down.c[i], u.r0, u.rows), a = part_of(p->across.c[k], u.q0, u.cols);
             if (d.end <= d.first || a.end <= a.first) continue;
             int first = *pixels, lines = u.imgs * (d.end - d.first), count = lines * (a.end - a.first);
-            int n = p->strips ? lines : tiles_for(g, count, nv);
+            int n = p->strips ? lines : tiles_for(p, count, nv);
             for (int m = 0; p->ox && m < u.imgs; m++)
                 for (int r = d.first; r < d.end; r++)
                     for (int q = a.first; q < a.end; q++) {
