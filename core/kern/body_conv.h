@@ -22,6 +22,7 @@ enum { NV_MAX = 4 };
  * multiply-adds do for two pixels. Sums of pixel i's vector v are kept, if so: */
 INLINE bool tile_sums(const bool HALF, int i, int v) { return !(HALF && v && i % 2); }
 
+/* w2: the weights of the third and fourth vector, which are another panel's. */
 INLINE void tile_step(const int MR, const int NV, const bool HALF, const float *const *p, int64_t c, const float *w, const float *w2,
                       vf acc[][NV_MAX])
 {

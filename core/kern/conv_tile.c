@@ -119,7 +119,7 @@ static const tile_kernel *kernels_of(const tile_plan *p, int nv, int lanes, bool
     return half ? kern.tile_half : kern.tile[nv / 2];
 }
 
-/* Tiles of a call: fetching goes on between calls. */
+/* Tiles of a call, where they have a series: fetching goes on between calls. */
 enum { SERIES = 4 };
 
 /* One panel, or two: its tiles, which differ in where they read, write, and which taps they find. The first ones fetch

@@ -170,6 +170,7 @@ static bool classes_new(classes *k, int outputs, const int *offset, int taps, in
     return true;
 }
 
+/* All panels of nv vectors are one, and that is half. */
 static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(panel_at(g->o, 0)); }
 
 /* What comes from memory is fetched tile by tile: calls of several leave gaps. */
