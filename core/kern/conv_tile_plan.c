@@ -67,10 +67,16 @@ static int even(int total, int at_most)
     return best;
 }
 
-static int64_t tasks_wanted(const gather *g)
+/* Sums over a task's outputs are parts of a norm's sums, and those are the same for any number of threads. Else a thread
+ * wants a few tasks, to help others with: smaller ones have more tiles that are not full. */
+enum { TASKS_OF_THREAD = 4 };
+
+static int64_t tasks_wanted(const tile_plan *p)
 {
+    const gather *g = &p->g;
     int64_t macs = (int64_t)g->n * g->qh * g->qw * g->th * g->tw * g->c * g->o * g->groups;
-    return kern_max(1, kern_min(PIECES, macs / PIECE_MACS));
+    int64_t most = p->sums ? PIECES : kern_min(PIECES, TASKS_OF_THREAD * p->workers);
+    return kern_max(1, kern_min(most, macs / PIECE_MACS));
 }
 
 /* A panel above PANEL_FLOATS leaves the second-level cache no room for anything else: its sums are
@@ -82,14 +88,21 @@ enum { PANEL_FLOATS = 96 << 10, BLOCK_FLOATS = 6 << 10, STRIP_BLOCK_FLOATS = 48 
 bool tile_is_long(int64_t steps) { return steps * 2 * kern.lanes > PANEL_FLOATS; }
 static bool is_long(const gather *g) { return tile_is_long((int64_t)g->th * g->tw * g->c); }
 
+/* Neighbouring tasks run on one core. The layers before and after are cut along the pixels, so that
+ * is where a core finds what it wrote itself; but many weights are better read by one core only. */
+enum { FEW_WEIGHTS = 1 << 17 };
+
 static void cut_units(tile_plan *p)
 {
     const gather *g = &p->g;
+    p->by_panel = tile_packed_floats(p) > FEW_WEIGHTS;
     bool far = is_long(g);
     int64_t map = (int64_t)g->qh * g->qw, all = g->groups * panel_count(g->o);
-    int64_t tasks = kern_min(tasks_wanted(g), far ? kern_max(LONG_TASKS, all) : PIECES), panels = kern_min(tasks, all);
+    int64_t tasks = kern_min(tasks_wanted(p), far ? kern_max(LONG_TASKS, all) : PIECES), panels = kern_min(tasks, all);
     int64_t most = kern_min(UNIT_MOST, (p->prologue ? PROLOGUE_FLOATS : UNIT_FLOATS) / ((int64_t)g->c * g->groups * g->sh * g->sw));
-    int64_t want = kern_max(UNIT_PIXELS, kern_min(map * g->n * panels / tasks, most));
+    int64_t want = kern_min(map * g->n * panels / tasks, most);
+    if (!p->sums && !p->by_panel) want = kern_min(want, kern_div_up(map * g->n, p->workers));
+    want = kern_max(UNIT_PIXELS, want);
     if (want >= map * g->n && panels > 1 && panels % 2) want = kern_div_up(map * g->n, 2);
     p->imgs = even(g->n, (int)kern_max(1, want / map));
     p->rows = map <= want ? g->qh : even(g->qh, (int)(want / g->qw));
@@ -107,10 +120,6 @@ static void cut_units(tile_plan *p)
     p->units_w = (int)kern_div_up(g->qw, p->cols);
 }
 
-/* Neighbouring tasks run on one core. The layers before and after are cut along the pixels, so that
- * is where a core finds what it wrote itself; but many weights are better read by one core only. */
-enum { FEW_WEIGHTS = 1 << 17 };
-
 /* Two panels at once, where both stay in the first-level cache, or nearly, while the tiles pass over them. */
 enum { PAIR_FLOATS = 1 << 14 };
 
@@ -123,12 +132,11 @@ static bool can_pair(const tile_plan *p)
 static void cut_tasks(tile_plan *p)
 {
     p->pairs = can_pair(p);
-    int64_t units = tile_units(p), tasks = tasks_wanted(&p->g);
+    int64_t units = tile_units(p), tasks = tasks_wanted(p);
     p->units_per_task = (int)kern_max(1, units / PIECES);
     p->panels = p->g.groups * panel_count(p->g.o);
     int most = (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, units))));
     p->panels_per_task = even(p->panels, p->pairs ? (int)kern_max(3, most) : most);
-    p->by_panel = tile_packed_floats(p) > FEW_WEIGHTS;
 }
 
 int64_t tile_units(const tile_plan *p) { return (int64_t)p->units_n * p->units_h * p->units_w; }
@@ -459,13 +467,14 @@ static void cut_sums(tile_plan *p)
     p->sum_floats = (size_t)(p->imgs * p->rows * p->cols * wide);
 }
 
-tile_plan *tile_plan_new(const gather *from, const conv_shape *s, bool prologue, size_t packed_at, err *e)
+tile_plan *tile_plan_new(const gather *from, const conv_shape *s, bool prologue, bool sums, size_t packed_at, err *e)
 {
     tile_plan *p = mem_new(1, sizeof *p, e);
     if (!p) { mem_free(from->row); return NULL; }
     p->g = *from;
     p->s = *s;
     p->prologue = prologue;
+    p->sums = sums;
     p->packed_at = packed_at;
     p->workers = par_threads();
     gather *g = &p->g;

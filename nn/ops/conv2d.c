@@ -83,6 +83,8 @@ bool nn_conv_prepare(nn_step *s, err *e)
     unsigned passes = CONV_FORWARD;
     if (s->norm_in)
         passes |= CONV_PROLOGUE;
+    if (s->reader >= 0)
+        passes |= CONV_SUMS;
     if (s->active)
         passes |= CONV_WEIGHT_GRAD | (s->want[0] ? CONV_DATA_GRAD : 0) | (s->norm_out ? CONV_NORM_GRAD : 0);
     s->conv = conv_plan_new(&shape, passes, e);
