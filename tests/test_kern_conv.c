@@ -317,6 +317,9 @@ static const conv_shape known[] = {                                   /* what ne
     { 1, 4, 27, 240, 33, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 1 },           /* strips, sums in blocks */
     { 2, 15, 13, 161, 170, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },         /* many channels of both sides: 390 pixels, */
     { 1, 7, 7, 350, 81, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },            /* and 49 */
+    { 2, 9, 32, 40, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 40 },           /* the widest tiles of depthwise kernels, of 17 pixels */
+    { 1, 9, 33, 24, 24, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 24 },           /* and of 19 */
+    { 1, 6, 32, 20, 20, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 20 },
 };
 /* Random samples keep their numbers, and so their shapes, when known ones are added. */
 enum { KNOWN = sizeof known / sizeof *known, FIRST_RANDOM = 25, RANDOM = 120, FEW = 24 };

@@ -34,28 +34,57 @@ INLINE vf dw_pixel(const float *p, const bool full, int n, const dw_pro *in)
     return v_held(v);
 }
 
+/* Odd multiples of a step, in bytes. An address takes the others from these, by a factor of 2, 4 or 8, and pixels from the
+ * eighth on are counted from there: a register for every pixel of a row would be more than there are. */
+enum { DW_ODD = 5 };
+typedef struct { int64_t odd[DW_ODD]; } dw_steps;
+
+INLINE dw_steps dw_steps_of(int64_t step)
+{
+    dw_steps s;
+    UNROLL for (int k = 0; k < DW_ODD; k++) s.odd[k] = (2 * k + 1) * step * (int64_t)sizeof(float);
+    return s;
+}
+
+INLINE dw_steps dw_steps_held(const dw_steps *s)
+{
+    dw_steps held;
+    UNROLL for (int k = 0; k < DW_ODD; k++) held.odd[k] = step_held(s->odd[k]);
+    return held;
+}
+
+/* Pixel j, up to 10. */
+INLINE const float *dw_at(const float *x, int j, const dw_steps *s)
+{
+    if (j == 0) return x;
+    const int twos = __builtin_ctz((unsigned)j);
+    return (const float *)(const void *)((const char *)x + (s->odd[j >> twos >> 1] << twos));
+}
+
 /* Bits of the pixels that T outputs read through W taps. */
 #define DW_PIXELS(T, S, W) ((1u << (((T) - 1) * (S) + (W))) - 1)
 
 INLINE void dw_taps(const int T, const int S, const int W, const bool full, int n, const dw_pro *in, const float *x,
-                    int64_t x_step, const float *w, int64_t w_step, uint32_t live, vf *acc)
+                    const dw_steps *x_step, const float *w, int64_t w_step, uint32_t live, vf *acc)
 {
+    const dw_steps step = dw_steps_held(x_step);
+    const float *x8 = at_held(dw_at(x, 8, &step));
     vf tap[CHUNK_TAPS];
     UNROLL for (int b = 0; b < W; b++) tap[b] = dw_load(w + b * w_step, full, n);
     UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
         if (!(live >> j & 1)) continue;
-        vf v = dw_pixel(x + j * x_step, full, n, in);
+        vf v = dw_pixel(dw_at(j < 8 ? x : x8, j < 8 ? j : j - 8, &step), full, n, in);
         UNROLL for (int b = 0; b < W; b++)
             if (j >= b && (j - b) % S == 0 && (j - b) / S < T) acc[(j - b) / S] = v_fma(v, tap[b], acc[(j - b) / S]);
     }
 }
 
 INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
-                          int64_t x_step, const float *w, int64_t w_step, const dw_chunk *k, vf *acc)
+                          const dw_steps *x_step, const float *w, int64_t w_step, const dw_chunk *k, vf *acc)
 {
     if (!full) {
         for (int b = 0; b < k->taps; b++)
-            dw_taps(T, S, 1, full, n, in, x + b * x_step, x_step, w + b * w_step, w_step, k->live >> b, acc);
+            dw_taps(T, S, 1, full, n, in, dw_at(x, b, x_step), x_step, w + b * w_step, w_step, k->live >> b, acc);
         return;
     }
     switch (k->taps) {
@@ -70,17 +99,17 @@ INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, cons
 INLINE void dw_store(const int kind, const int T, const bool full, const dw_args *d, int64_t at, int n, int count, vf *acc)
 {
     const vf lo = v_set1(d->lo), hi = v_set1(d->hi);
-    const int64_t step = d->y_step;
+    const dw_steps from = dw_steps_of(d->y_step), step = dw_steps_held(&from);
     const float *residual = d->residual;
     float *y = d->y + at;
     if (residual) UNROLL for (int t = 0; t < T; t++)
-        if (t < count) acc[t] = v_add(acc[t], dw_load(residual + at + t * step, full, n));
+        if (t < count) acc[t] = v_add(acc[t], dw_load(dw_at(residual + at, t, &step), full, n));
     UNROLL for (int t = 0; t < T; t++) {
         if (t >= count) break;
         vf v = v_min(hi, v_max(lo, acc[t]));
-        if (full && kind == DW_STREAM) v_stream(y + t * step, v);
-        else if (full) v_store(y + t * step, v);
-        else v_store_n(y + t * step, n, v);
+        if (full && kind == DW_STREAM) v_stream((float *)dw_at(y, t, &step), v);
+        else if (full) v_store((float *)dw_at(y, t, &step), v);
+        else v_store_n((float *)dw_at(y, t, &step), n, v);
     }
 }
 
@@ -106,24 +135,27 @@ INLINE void dw_fetch(const int kind, const int T, const int S, const dw_args *d,
 INLINE void dw_vector(const int kind, const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
                       const dw_args *d, dw_place at, int c, int n)
 {
-    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
+    const int64_t w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
+    const dw_steps x_step = dw_steps_of(d->x_step);
     const float *x = d->x + at.x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
     if (T >= FAR_WIDTH && d->fetched) dw_fetch(kind, T, S, d, x, d->y + at.y + c, c);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
-        dw_taps(T, S, W, full, n, in, x + d->at + a * x_row, x_step, w + a * w_row, w_step, live, acc);
+        dw_taps(T, S, W, full, n, in, x + d->at + a * x_row, &x_step, w + a * w_row, w_step, live, acc);
     else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
-            dw_chunk_taps(T, S, full, n, in, x + k->x, x_step, w + k->w * w_step, w_step, k, acc);
+            dw_chunk_taps(T, S, full, n, in, x + k->x, &x_step, w + k->w * w_step, w_step, k, acc);
     dw_store(kind, T, full, d, at.y + c, n, W ? T : d->count, acc);
 }
 
 /* Weight gradient of one chunk. Two sums per tap, for even and odd outputs: one alone would wait for itself. */
 INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full, int n, const dw_pro *in,
-                          const float *x, int64_t x_step, const vf *g, float *sum, int64_t sum_step, uint32_t live)
+                          const float *x, const dw_steps *x_step, const vf *g, float *sum, int64_t sum_step, uint32_t live)
 {
+    const dw_steps step = dw_steps_held(x_step);
+    const float *x8 = at_held(dw_at(x, 8, &step));
     vf acc[CHUNK_TAPS][2];
     UNROLL for (int b = 0; b < W; b++) {
         acc[b][0] = v_load(sum + b * sum_step);
@@ -131,7 +163,7 @@ INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full
     }
     UNROLL for (int j = 0; j < (T - 1) * S + W; j++) {
         if (!(live >> j & 1)) continue;
-        vf v = dw_pixel(x + j * x_step, full, n, in);
+        vf v = dw_pixel(dw_at(j < 8 ? x : x8, j < 8 ? j : j - 8, &step), full, n, in);
         UNROLL for (int b = 0; b < W; b++) {
             int t = (j - b) / S;
             if (j >= b && (j - b) % S == 0 && t < T) acc[b][t % 2] = v_fma(v, g[t], acc[b][t % 2]);
@@ -141,11 +173,11 @@ INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full
 }
 
 INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
-                           int64_t x_step, const vf *g, float *sum, int64_t sum_step, const dw_chunk *k)
+                           const dw_steps *x_step, const vf *g, float *sum, int64_t sum_step, const dw_chunk *k)
 {
     if (!full) {
         for (int b = 0; b < k->taps; b++)
-            dw_wgrad_taps(T, S, 1, full, n, in, x + b * x_step, x_step, g, sum + b * sum_step, sum_step, k->live >> b);
+            dw_wgrad_taps(T, S, 1, full, n, in, dw_at(x, b, x_step), x_step, g, sum + b * sum_step, sum_step, k->live >> b);
         return;
     }
     switch (k->taps) {
@@ -160,7 +192,8 @@ INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, con
 INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_t live, const bool full, const bool prologue,
                             const dw_args *d, dw_place at, int c, int n)
 {
-    const int64_t x_step = d->x_step, w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
+    const int64_t w_step = d->w_step, x_row = d->x_row, w_row = d->w_row;
+    const dw_steps x_step = dw_steps_of(d->x_step);
     const float *x = d->x + at.x + c, *dy = d->dy + at.y + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
@@ -168,10 +201,10 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) for (int a = 0; a < 3; a++)
-        dw_wgrad_taps(T, S, W, full, n, in, x + d->at + a * x_row, x_step, g, sum + a * w_row, w_step, live);
+        dw_wgrad_taps(T, S, W, full, n, in, x + d->at + a * x_row, &x_step, g, sum + a * w_row, w_step, live);
     else for (int a = 0; a < d->rows; a++, x += x_row, sum += w_row)
         for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
-            dw_wgrad_chunk(T, S, full, n, in, x + k->x, x_step, g, sum + k->w * w_step, w_step, k);
+            dw_wgrad_chunk(T, S, full, n, in, x + k->x, &x_step, g, sum + k->w * w_step, w_step, k);
 }
 
 /* One vector of the forward pass or of the weight gradient. */

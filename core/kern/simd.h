@@ -10,7 +10,7 @@
  * v_held(a) is a, in a register: gcc would rather read memory again for each use.
  * v_halves(a, b) is the first half of a and the last of b; v_swap(a) exchanges a's.
  * bits_held(a) is a, of which nothing is known: gcc would rather have a register for each of its bits. at_held(p) is p: gcc would
- * rather have a register for each distance from where it was.
+ * rather have a register for each distance from where it was. step_held(s) is s: for each of its multiples.
  * v_gate(y, lo, hi, v) is v, or zero where y <= lo or y >= hi (a NaN among y or hi holds nothing
  * back). v_pick(x, m, a, b) is a where x equals m or is NaN, else b. vd is a vector of LANES/2 doubles; v_lo and v_hi widen the halves of a vf. */
 #ifndef LM_SIMD_H
@@ -32,6 +32,7 @@
 #define OWN(a) const __typeof__(*(a)) own_##a = *(a); (a) = &own_##a
 
 INLINE const float *at_held(const float *p) { __asm__("" : "+r"(p)); return p; }
+INLINE int64_t step_held(int64_t s) { __asm__("" : "+r"(s)); return s; }
 INLINE uint32_t bits_held(uint32_t a) { __asm__ volatile("" : "+r"(a)); return a; }
 
 #if defined(__AVX512F__)
