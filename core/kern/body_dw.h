@@ -105,7 +105,7 @@ INLINE void dw_store(const int kind, const int T, const bool full, const dw_args
     if (residual) UNROLL for (int t = 0; t < T; t++)
         if (t < count) acc[t] = v_add(acc[t], dw_load(dw_at(residual + at, t, &step), full, n));
     UNROLL for (int t = 0; t < T; t++) {
-        if (t >= count) break;
+        if (t >= count) continue;
         vf v = v_min(hi, v_max(lo, acc[t]));
         if (full && kind == DW_STREAM) v_stream((float *)dw_at(y, t, &step), v);
         else if (full) v_store((float *)dw_at(y, t, &step), v);
