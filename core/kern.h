@@ -110,7 +110,8 @@ void conv_backward(const conv_plan *p, const conv_grads *g, float *scratch);
 enum { CONV_BANDS_MAX = 8 };
 typedef struct conv_bands conv_bands;
 typedef struct { const float *packed; conv_epilogue ep; } conv_link;     /* residual: the last link only; part: none */
-/* Dense 1×1 and small depthwise kernels may be given; it wins where the maps between are too large for the cache. */
+/* Small depthwise kernels, dense 1×1 ones, and dense ones with a stride along the rows may be given; it wins where the maps
+ * between are too large for the cache. */
 bool conv_bands_win(const conv_shape *s, int n);
 /* rows: of the last output in a band; 0: as many as the cache allows. */
 conv_bands *conv_bands_new(const conv_shape *s, int n, int rows, err *e);

@@ -23,22 +23,22 @@ static float *noise(rng *r, size_t n)
 
 static size_t out_floats(const conv_shape *s) { return (size_t)s->n * (size_t)conv_out_h(s) * (size_t)conv_out_w(s) * (size_t)s->o; }
 
-/* Dense 1×1 and depthwise kernels, of random size, stride, padding and dilation. */
+/* Dense 1×1 and strided kernels and depthwise ones, of random size, stride, padding and dilation. */
 static void chain_new(chain *k, rng *r)
 {
     *k = (chain){ .n = 2 + (int)rng_below(r, LINKS - 1) };
     int n = 1 + (int)rng_below(r, 3), h = 7 + (int)rng_below(r, 20), w = 5 + (int)rng_below(r, 20), c = 1 + (int)rng_below(r, 40);
     for (int i = 0; i < k->n; i++) {
         conv_shape *s = &k->s[i];
-        const bool depthwise = rng_below(r, 2) && c > 1;
+        const bool depthwise = rng_below(r, 2) && c > 1, strided = !depthwise && rng_below(r, 2);
         *s = (conv_shape){ .n = n, .h = h, .w = w, .c = c, .o = depthwise ? c : 2 + (int)rng_below(r, 40), .kh = 1, .kw = 1,
                            .sh = 1, .sw = 1, .dh = 1, .dw = 1, .groups = depthwise ? c : 1 };
-        if (depthwise) {
+        if (depthwise || strided) {
             s->kh = 1 + (int)rng_below(r, 7), s->kw = 1 + (int)rng_below(r, 5);
-            s->sh = 1 + (int)rng_below(r, 3), s->sw = 1 + (int)rng_below(r, 2);
+            s->sh = strided + 1 + (int)rng_below(r, 3 - strided), s->sw = 1 + (int)rng_below(r, 2);
             s->dw = 1 + (int)rng_below(r, 2);
             s->pt = (int)rng_below(r, (uint32_t)s->kh), s->pb = (int)rng_below(r, (uint32_t)s->kh), s->pl = s->pr = s->kw / 2;
-            if (!conv_shape_check(s, NULL)) s->kh = s->kw = 1, s->pt = s->pb = s->pl = s->pr = 0;
+            if (!conv_shape_check(s, NULL)) s->kh = s->kw = s->sh = s->sw = 1, s->pt = s->pb = s->pl = s->pr = 0;
         }
         h = conv_out_h(s), w = conv_out_w(s), c = s->o;
         k->act[i] = (act_kind)rng_below(r, ACT_COUNT);
@@ -129,7 +129,7 @@ static void bits_are_the_same(int threads)
 static void bands_are_one_after_the_other_on_one_thread(void) { bits_are_the_same(1); }
 static void bands_are_one_after_the_other_on_three_threads(void) { bits_are_the_same(3); }
 
-static void only_large_maps_between_dense_1x1_and_depthwise_kernels_win(void)
+static void only_large_maps_between_kernels_that_fit_win(void)
 {
     conv_shape s[2] = { { 1, 512, 512, 4, 16, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 }, { 1, 512, 512, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 16 } };
     CHECK(conv_bands_win(s, 2));
@@ -137,8 +137,10 @@ static void only_large_maps_between_dense_1x1_and_depthwise_kernels_win(void)
     s[0].h = s[0].w = s[1].h = s[1].w = 4;               /* small maps stay in the cache anyway */
     CHECK(!conv_bands_win(s, 2));
     s[0].h = s[0].w = s[1].h = s[1].w = 512;
-    s[1].groups = 1;                                     /* a dense 3×3 kernel is Winograd's */
+    s[1].groups = 1;                                     /* a dense 3×3 kernel is Winograd's, unless it has a stride */
     CHECK(!conv_bands_win(s, 2));
+    s[1].sh = 2;
+    CHECK(conv_bands_win(s, 2));
 }
 
 static void bands_do_not_win_where_threads_or_weights_lose(void)
@@ -196,7 +198,7 @@ int main(void)
     START(1);
     RUN(bands_are_one_after_the_other_on_one_thread);
     RUN(bands_are_one_after_the_other_on_three_threads);
-    RUN(only_large_maps_between_dense_1x1_and_depthwise_kernels_win);
+    RUN(only_large_maps_between_kernels_that_fit_win);
     RUN(bands_do_not_win_where_threads_or_weights_lose);
     RUN(pieces_do_not_make_many_rows_twice);
     RUN(running_out_of_memory_is_said_and_leaks_nothing);

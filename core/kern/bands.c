@@ -69,8 +69,8 @@ static int64_t room_for(const conv_bands *b, int rows)
 
 /* ---- how they are cut, and whether that wins ------------------------------------------------------ */
 
-/* A map of more than a quarter of the second-level cache is worth bands; their rows may fill half of it, with the
- * weights, which every band reads again, three quarters. */
+/* A map of more than a quarter of the second-level cache is worth bands. Those of LEAST_ROWS may fill three quarters of
+ * it, with the weights, which every band reads again; higher ones half. */
 static int64_t cache_floats(void) { return (int64_t)(core_l2_bytes() / sizeof(float)); }
 
 enum { LEAST_ROWS = 2, TALLEST = 7 };
@@ -79,7 +79,7 @@ static bool has_room(const conv_bands *b, int rows)
 {
     int64_t weights = 0;
     for (int k = 0; k < b->n; k++) weights += (int64_t)b->s[k].o * (b->s[k].c / b->s[k].groups) * b->s[k].kh * b->s[k].kw;
-    return 2 * room_for(b, rows) <= cache_floats() && 4 * (room_for(b, rows) + weights) <= 3 * cache_floats();
+    return 4 * (room_for(b, rows) + weights) <= 3 * cache_floats() && (rows <= LEAST_ROWS || 2 * room_for(b, rows) <= cache_floats());
 }
 
 /* Do so many tasks leave threads with nothing to do for more than an eighth of the time? */
@@ -114,13 +114,13 @@ static bool repeats(const conv_bands *b, int rows)
     return false;
 }
 
-/* Dense 1×1 kernels and small depthwise ones: never Winograd's, with no border along the rows to copy, and sums
- * too short to want scratch. */
+/* Small depthwise kernels, dense 1×1 ones, and those that step over rows, as stems do: never Winograd's, and sums too
+ * short to be cut. */
 static bool fits(const conv_shape *s)
 {
-    const bool one = s->groups == 1 && is_one(s) && !tile_is_long(s->c);
-    const bool depthwise = is_depthwise(s) && s->kh <= TALLEST && s->dh == 1;
-    return (one || depthwise) && s->pt < s->kh && s->pb < s->kh;
+    const bool low = s->kh <= TALLEST && s->dh == 1;
+    const bool dense = s->groups == 1 && (is_one(s) || (low && s->sh > 1)) && !tile_is_long((int64_t)s->kh * s->kw * s->c);
+    return (dense || (is_depthwise(s) && low)) && s->pt < s->kh && s->pb < s->kh;
 }
 
 bool conv_bands_win(const conv_shape *s, int n)
