@@ -69,8 +69,9 @@ bool conv_has_prologue(const conv_shape *s);
 
 /* What happens to a sum before it is stored:  y = act(sum + bias[o] + residual[same place as y]).
  * residual may be the same memory as y. part: the rows of y are summed up while they are near (see
- * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0 (it is without CONV_SUMS): so many times ROW_PART(o) doubles. */
-typedef struct { const float *bias, *residual; act_kind act; double *part; } conv_epilogue;
+ * row_sums; not with ACT_SILU), if conv_parts(plan) is not 0 (it is without CONV_SUMS): so many times ROW_PART(o) doubles.
+ * next: floats that the caller will read next, n_next of them, which a dense direct convolution fetches by the way. */
+typedef struct { const float *bias, *residual; act_kind act; double *part; const float *next; int64_t n_next; } conv_epilogue;
 int64_t conv_parts(const conv_plan *p);
 
 /* y (n,oh,ow,o). pro may be NULL (x as it is), ep too (no bias, no residual, no activation). */

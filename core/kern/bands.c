@@ -15,7 +15,7 @@
 
 /* Rows [r0, r1) of what `link` puts out: rows of the buffer that are moved to its front, what is read, and
  * where the rest goes. In floats; of the first link's input and the last one's output from the image's start. */
-typedef struct { int link; const conv_plan *plan; int64_t kept_at, kept, from, to; } move;
+typedef struct { int link; const conv_plan *plan; int64_t kept_at, kept, from, read, to; } move;
 
 typedef struct { int link, h, pt, pb; conv_plan *plan; } kind;        /* of rows that a link is given */
 
@@ -167,7 +167,7 @@ static bool add_move(conv_bands *b, int k, const span *level, span *have, err *e
         .link = k, .plan = plan,
         .kept_at = last ? 0 : (kept.first - have[k + 1].first) * row_out(&b->s[k]),
         .kept = last ? 0 : (kept.end - kept.first) * row_out(&b->s[k]),
-        .from = (in.first - (k ? level[k].first : 0)) * row_in(&b->s[k]),
+        .from = (in.first - (k ? level[k].first : 0)) * row_in(&b->s[k]), .read = (in.end - in.first) * row_in(&b->s[k]),
         .to = (out.first - (last ? 0 : want.first)) * row_out(&b->s[k]) };
     have[k + 1] = want;
     if (!last) b->most[k + 1] = kern_max(b->most[k + 1], (want.end - want.first) * row_out(&b->s[k]));
@@ -244,8 +244,8 @@ typedef struct {
     int64_t *ns;
 } job;
 
-/* Inside a task the links' own loops are serial, see par_for. */
-static void make(const job *j, const move *m, const float *x, float *y, float *own, int64_t image_y)
+/* Inside a task the links' own loops are serial, see par_for. next: of the first link, in the band that follows, or NULL. */
+static void make(const job *j, const move *m, const move *next, const float *x, float *y, float *own, int64_t image_y)
 {
     const conv_bands *b = j->b;
     const bool last = m->link == b->n - 1;
@@ -254,6 +254,11 @@ static void make(const job *j, const move *m, const float *x, float *y, float *o
     if (!m->plan) return;
     conv_epilogue ep = j->link[m->link].ep;
     if (ep.residual) ep.residual += image_y + m->to;
+    if (next && next->plan) {
+        const int64_t end = next->from + next->read, from = kern_min(end, kern_max(next->from, m->from + m->read));
+        ep.next = x + from;
+        ep.n_next = end - from;
+    }
     conv_forward(m->plan, (m->link ? own + b->buffer[m->link] : x) + m->from, NULL, j->link[m->link].packed, &ep, to + m->to,
                  own + b->buffer[b->n]);
 }
@@ -266,9 +271,10 @@ static void run_piece(void *ctx, int64_t i, int worker)
     const int64_t image = i / b->pieces, piece = i % b->pieces, at = image * conv_out_h(last) * row_out(last);
     const float *x = j->x + image * first->h * row_in(first);
     float *own = j->scratch + b->own * (size_t)worker;
-    for (const move *m = b->move + b->first[piece]; m < b->move + b->first[piece + 1]; m++) {
+    const move *end = b->move + b->first[piece + 1];
+    for (const move *m = b->move + b->first[piece]; m < end; m++) {
         const int64_t start = j->ns ? clock_ns() : 0;
-        make(j, m, x, j->y + at, own, at);
+        make(j, m, m->link == 0 && m + b->n < end ? m + b->n : NULL, x, j->y + at, own, at);
         if (j->ns) __atomic_fetch_add(&j->ns[m->link], clock_ns() - start, __ATOMIC_RELAXED);
     }
 }

@@ -278,7 +278,14 @@ static void sum_grads(const tile_plan *p, unit u, const float *y, const grad_mom
     }
 }
 
-/* Some units one after another; while one is computed the next is fetched. */
+/* Some floats, spread over the tiles of so many panels of a unit. */
+static fetch fetch_over(const tile_plan *p, unit u, int panels, const float *from, int64_t floats)
+{
+    const int64_t calls = p->parts ? p->g.th * p->chunks * p->parts : (int64_t)u.imgs * u.rows * u.cols / kern.tallest[0];
+    return (fetch){ (const char *)from, (const char *)(from + floats), kern_div_up(floats * 4, kern_max(1, calls * panels)) };
+}
+
+/* Some units one after another; while one is computed the next is fetched, and with the last what the caller reads next. */
 static void run_task(const tile_job *j, int64_t i, int worker)
 {
     const tile_plan *p = j->p;
@@ -306,10 +313,10 @@ static void run_task(const tile_job *j, int64_t i, int worker)
         fetch next = { 0 };
         if (k + 1 < u1) {
             const float *from = input_of(p, tile_unit_at(p, k + 1), j->x), *all = j->x + (int64_t)g->n * g->ih * g->iw * ic;
-            int64_t floats = kern_min(p->input_floats, all - from);
-            int64_t calls = p->parts ? p->g.th * p->chunks * p->parts : (int64_t)u.imgs * u.rows * u.cols / kern.tallest[0];
-            int64_t tiles = kern_max(1, calls * (end - first));
-            next = (fetch){ (const char *)from, (const char *)(from + floats), kern_div_up(floats * 4, tiles) };
+            next = fetch_over(p, u, end - first, from, kern_min(p->input_floats, all - from));
+        } else if (j->ep->next) {
+            const int64_t tasks = tasks_of(p), from = j->ep->n_next * i / tasks, to = j->ep->n_next * (i + 1) / tasks;
+            next = fetch_over(p, u, end - first, j->ep->next + from, to - from);
         }
         run_unit(j, u, x, first, end, own + p->copy_floats, &next);
         if (j->ep->part) sum_unit(p, u, j->y, &part);
