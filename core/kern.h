@@ -37,8 +37,10 @@ bool conv_shape_check(const conv_shape *s, err *e);     /* positive sizes, group
 int64_t conv_macs(const conv_shape *s);    /* nominal multiply-adds, padding counted */
 
 /* CONV_PROLOGUE: forward and weight gradient will be given a prologue, where there can be one. CONV_NORM_GRAD:
- * conv_backward will be given a norm, where there can be one. CONV_SUMS: forward will be given sums to make, where it can. */
-typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4, CONV_PROLOGUE = 8, CONV_NORM_GRAD = 16, CONV_SUMS = 32 } conv_pass;
+ * conv_backward will be given a norm, where there can be one. CONV_SUMS: forward will be given sums to make, where it can.
+ * CONV_INSIDE: forward will run inside a task, on one thread, and need not be cut for more. */
+typedef enum { CONV_FORWARD = 1, CONV_DATA_GRAD = 2, CONV_WEIGHT_GRAD = 4, CONV_PROLOGUE = 8, CONV_NORM_GRAD = 16, CONV_SUMS = 32,
+               CONV_INSIDE = 64 } conv_pass;
 /* Unless core_options says exact, every pass of a 3×3 convolution may be Winograd's, if
  * that is faster for its shape: F(2×2,3×3), of noise wrong by at most 1e-6 of the largest output, or
  * F(4×4,3×3), by 3.2e-6 (tests/test_winograd.c). The weight gradient's sums run over all pixels: of 130,000 of

@@ -148,7 +148,7 @@ static const conv_plan *plan_for(conv_bands *b, int link, span in, span out, err
     s.n = 1, s.h = in.end - in.first, s.pt = above, s.pb = below;
     for (const kind *k = b->kind; k < b->kind + b->n_kind; k++)
         if (k->link == link && k->h == s.h && k->pt == above && k->pb == below) return k->plan;
-    conv_plan *p = conv_plan_new(&s, CONV_FORWARD, e);
+    conv_plan *p = conv_plan_new(&s, CONV_FORWARD | CONV_INSIDE, e);
     if (p) b->kind[b->n_kind++] = (kind){ link, s.h, above, below, p };
     return p;
 }

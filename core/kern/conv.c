@@ -59,13 +59,13 @@ struct conv_plan {
     full_plan *full;
 };
 
-static bool set_add(gather_set *set, const gather *g, const conv_shape *s, bool prologue, bool sums, err *e)
+static bool set_add(gather_set *set, const gather *g, const conv_shape *s, unsigned how, err *e)
 {
     if (set->dw) {
         if (!(set->dw[set->n] = dw_plan_new(g, s, set->packed, e))) return false;
         set->packed += dw_packed_floats(set->dw[set->n++]);
     } else {
-        if (!(set->tile[set->n] = tile_plan_new(g, s, prologue, sums, set->packed, e))) return false;
+        if (!(set->tile[set->n] = tile_plan_new(g, s, how, set->packed, e))) return false;
         set->packed += tile_packed_floats(set->tile[set->n++]);
     }
     return true;
@@ -93,8 +93,8 @@ static bool set_new(gather_set *set, conv_plan *p, const conv_shape *s, conv_pas
     if (g && p->road == DEPTHWISE) set->dw = mem_new(phases, sizeof *set->dw, e);
     if (g && p->road == DIRECT) set->tile = mem_new(phases, sizeof *set->tile, e);
     int n = set->dw || set->tile ? gathers_new(s, pass, g, e) : 0, i = 0;
-    const bool forward = pass == CONV_FORWARD, sums = !forward || p->passes & CONV_SUMS;
-    while (i < n && set_add(set, &g[i], s, p->prologue && forward, sums, e)) i++;
+    const unsigned how = pass == CONV_FORWARD ? (p->prologue ? CONV_PROLOGUE : 0) | (p->passes & (CONV_SUMS | CONV_INSIDE)) : CONV_SUMS;
+    while (i < n && set_add(set, &g[i], s, how, e)) i++;
     if (i < n) gathers_free(g + i + 1, n - i - 1);
     mem_free(g);
     return n && i == n;

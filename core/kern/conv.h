@@ -66,7 +66,8 @@ static inline void stream_end(void)
 /* One gather on the register tile. Phases of one pass run together; their packed weights lie one
  * after another, each from packed_at on. */
 typedef struct tile_plan tile_plan;
-tile_plan *tile_plan_new(const gather *g, const conv_shape *s, bool prologue, bool sums, size_t packed_at, err *e);   /* takes the gather over */
+/* how: of CONV_PROLOGUE, CONV_SUMS, CONV_INSIDE. Takes the gather over. */
+tile_plan *tile_plan_new(const gather *g, const conv_shape *s, unsigned how, size_t packed_at, err *e);
 void   tile_plan_free(tile_plan *p);
 size_t tile_packed_floats(const tile_plan *p);
 void   tile_pack(const tile_plan *p, const float *w_oihw, float *packed);

@@ -62,6 +62,7 @@ struct tile_plan {
     int workers;
     int parts;                   /* blocks of a stretch; 0: sums are not cut */
     bool sums;                   /* over the outputs of each task */
+    bool inside;                 /* a task of somebody else's */
     bool prologue;               /* flat 1×1 only: a unit is prepared in the room of the copy */
     size_t copy_floats, sum_floats, packed_at;           /* copy and sums of one worker */
     int64_t input_floats;        /* that a unit reads, at most */

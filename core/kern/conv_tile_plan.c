@@ -75,7 +75,7 @@ static int64_t tasks_wanted(const tile_plan *p)
 {
     const gather *g = &p->g;
     int64_t macs = (int64_t)g->n * g->qh * g->qw * g->th * g->tw * g->c * g->o * g->groups;
-    int64_t most = p->sums ? PIECES : kern_min(PIECES, TASKS_OF_THREAD * p->workers);
+    int64_t most = p->inside ? 1 : p->sums ? PIECES : kern_min(PIECES, TASKS_OF_THREAD * p->workers);
     return kern_max(1, kern_min(most, macs / PIECE_MACS));
 }
 
@@ -101,7 +101,7 @@ static void cut_units(tile_plan *p)
     int64_t tasks = kern_min(tasks_wanted(p), far ? kern_max(LONG_TASKS, all) : PIECES), panels = kern_min(tasks, all);
     int64_t most = kern_min(UNIT_MOST, (p->prologue ? PROLOGUE_FLOATS : UNIT_FLOATS) / ((int64_t)g->c * g->groups * g->sh * g->sw));
     int64_t want = kern_min(map * g->n * panels / tasks, most);
-    if (!p->sums && !p->by_panel) want = kern_min(want, kern_div_up(map * g->n, p->workers));
+    if (!p->inside && !p->sums && !p->by_panel) want = kern_min(want, kern_div_up(map * g->n, p->workers));
     want = kern_max(UNIT_PIXELS, want);
     if (want >= map * g->n && panels > 1 && panels % 2) want = kern_div_up(map * g->n, 2);
     p->imgs = even(g->n, (int)kern_max(1, want / map));
@@ -467,14 +467,15 @@ static void cut_sums(tile_plan *p)
     p->sum_floats = (size_t)(p->imgs * p->rows * p->cols * wide);
 }
 
-tile_plan *tile_plan_new(const gather *from, const conv_shape *s, bool prologue, bool sums, size_t packed_at, err *e)
+tile_plan *tile_plan_new(const gather *from, const conv_shape *s, unsigned how, size_t packed_at, err *e)
 {
     tile_plan *p = mem_new(1, sizeof *p, e);
     if (!p) { mem_free(from->row); return NULL; }
     p->g = *from;
     p->s = *s;
-    p->prologue = prologue;
-    p->sums = sums;
+    p->prologue = how & CONV_PROLOGUE;
+    p->sums = how & CONV_SUMS;
+    p->inside = how & CONV_INSIDE;
     p->packed_at = packed_at;
     p->workers = par_threads();
     gather *g = &p->g;
