@@ -143,6 +143,16 @@ static void only_large_maps_between_kernels_that_fit_win(void)
     CHECK(conv_bands_win(s, 2));
 }
 
+static void bands_end_at_a_waist(void)
+{
+    conv_shape s[3] = { { 1, 512, 512, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 16 }, { 1, 512, 512, 16, 8, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 },
+                        { 1, 512, 512, 8, 16, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 } };
+    CHECK(conv_bands_win(s, 2));
+    CHECK(!conv_bands_win(s, 3));
+    s[2].o = 8;
+    CHECK(conv_bands_win(s, 3));
+}
+
 static void bands_do_not_win_where_threads_or_weights_lose(void)
 {
     const int64_t floats = (int64_t)core_l2_bytes() / 4;
@@ -199,6 +209,7 @@ int main(void)
     RUN(bands_are_one_after_the_other_on_one_thread);
     RUN(bands_are_one_after_the_other_on_three_threads);
     RUN(only_large_maps_between_kernels_that_fit_win);
+    RUN(bands_end_at_a_waist);
     RUN(bands_do_not_win_where_threads_or_weights_lose);
     RUN(pieces_do_not_make_many_rows_twice);
     RUN(running_out_of_memory_is_said_and_leaks_nothing);

@@ -69,8 +69,8 @@ static int64_t room_for(const conv_bands *b, int rows)
 
 /* ---- how they are cut, and whether that wins ------------------------------------------------------ */
 
-/* A map of more than a quarter of the second-level cache is worth bands. Those of LEAST_ROWS may fill three quarters of
- * it, with the weights, which every band reads again; higher ones half. */
+/* A map of more than a quarter of the second-level cache is worth bands; their rows may fill half of it, with the
+ * weights, which every band reads again, three quarters. */
 static int64_t cache_floats(void) { return (int64_t)(core_l2_bytes() / sizeof(float)); }
 
 enum { LEAST_ROWS = 2, TALLEST = 7 };
@@ -79,7 +79,7 @@ static bool has_room(const conv_bands *b, int rows)
 {
     int64_t weights = 0;
     for (int k = 0; k < b->n; k++) weights += (int64_t)b->s[k].o * (b->s[k].c / b->s[k].groups) * b->s[k].kh * b->s[k].kw;
-    return 4 * (room_for(b, rows) + weights) <= 3 * cache_floats() && (rows <= LEAST_ROWS || 2 * room_for(b, rows) <= cache_floats());
+    return 2 * room_for(b, rows) <= cache_floats() && 4 * (room_for(b, rows) + weights) <= 3 * cache_floats();
 }
 
 /* Do so many tasks leave threads with nothing to do for more than an eighth of the time? */
@@ -123,13 +123,21 @@ static bool fits(const conv_shape *s)
     return (dense || (is_depthwise(s) && low)) && s->pt < s->kh && s->pb < s->kh;
 }
 
+/* Does link k, not the first, read less than the link before reads and than it puts out itself? There a whole map costs
+ * least, and the links on either side have higher bands than all together would. */
+static bool is_waist(const conv_shape *s, int k)
+{
+    const int64_t in = s[k].h * row_in(&s[k]);
+    return in < s[k - 1].h * row_in(&s[k - 1]) && in < conv_out_h(&s[k]) * row_out(&s[k]);
+}
+
 bool conv_bands_win(const conv_shape *s, int n)
 {
     conv_bands b = { .n = n };
     if (n < 2 || n > CONV_BANDS_MAX || strcmp(conv_road(), "direct")) return false;
     for (int k = 0; k < n; k++) {
         if (!fits(&s[k])) return false;
-        if (k && 4 * s[k].h * row_in(&s[k]) <= cache_floats()) return false;
+        if (k && (4 * s[k].h * row_in(&s[k]) <= cache_floats() || is_waist(s, k))) return false;
         b.s[k] = s[k];
     }
     if (!has_room(&b, LEAST_ROWS)) return false;
