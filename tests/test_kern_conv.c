@@ -160,7 +160,7 @@ static bool run(const sample *t, unsigned passes, result *out)
     float *scratch = noise(ns, 99);
     for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
     *out = (result){ .y = noise(ny, 97), .dx = fenced_new(nx), .dw = fenced_new(nw) };
-    conv_epilogue ep = { t->bias ? t->b : NULL, t->residual ? out->y : NULL, t->act, NULL };
+    conv_epilogue ep = { .bias = t->bias ? t->b : NULL, .residual = t->residual ? out->y : NULL, .act = t->act };
     if (passes & CONV_FORWARD) {
         out->parts = t->act == ACT_SILU ? 0 : conv_parts(p);
         if (out->parts) ep.part = out->part = mem_new((size_t)(out->parts * ROW_PART(t->s.o)), sizeof *out->part, NULL);

@@ -215,9 +215,12 @@ INLINE void strip_body(const int MR, const int NV, const tile_args *t)
     tile_end(MR, NV, false, t, acc);
 }
 
-INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wtile_args *t, vf acc[][2])
+/* COPY_X, COPY_DY: what is read is put side by side by the way, where other tiles find it. */
+INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const bool COPY_X, const bool COPY_DY, const wtile_args *t,
+                         vf acc[][2])
 {
     const int64_t x_step = t->x_step, dy_step = t->dy_step;
+    float *x_to = t->x_to, *dy_to = t->dy_to;
     for (int n = 0; n < t->imgs; n++)
         for (int l = 0; l < t->lines; l++) {
             const float *x = t->x + n * t->x_img + l * t->x_line;
@@ -235,6 +238,14 @@ INLINE void wtile_pixels(const int MR, const int NV, const bool AHEAD, const wti
                     vf b = v_set1(x[i]);
                     UNROLL for (int v = 0; v < NV; v++) acc[i][v] = v_fma(b, d[v], acc[i][v]);
                 }
+                if (COPY_X) {
+                    UNROLL for (int i = 0; i < MR; i += LANES) v_store(x_to + i, v_load_n(x + i, MR - i < LANES ? MR - i : LANES));
+                    x_to += TILE_MAX;
+                }
+                if (COPY_DY) {
+                    UNROLL for (int v = 0; v < NV; v++) v_store(dy_to + v * LANES, d[v]);
+                    dy_to += WIDEST;
+                }
             }
         }
 }
@@ -246,8 +257,11 @@ INLINE void wtile_body(const int MR, const int NV, const wtile_args *t)
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < NV; v++)
             acc[i][v] = t->add ? v_load(sum + (i * NV + v) * LANES) : v_zero();
-    if (t->x_ahead || t->dy_ahead) wtile_pixels(MR, NV, true, t, acc);
-    else wtile_pixels(MR, NV, false, t, acc);
+    if (t->x_to && t->dy_to) wtile_pixels(MR, NV, true, true, true, t, acc);
+    else if (t->x_to) wtile_pixels(MR, NV, true, true, false, t, acc);
+    else if (t->dy_to) wtile_pixels(MR, NV, true, false, true, t, acc);
+    else if (t->x_ahead || t->dy_ahead) wtile_pixels(MR, NV, true, false, false, t, acc);
+    else wtile_pixels(MR, NV, false, false, false, t, acc);
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < NV; v++) v_store(sum + (i * NV + v) * LANES, acc[i][v]);
 }

@@ -52,6 +52,7 @@ typedef struct {
     bool add;
     int64_t x_ahead, dy_ahead;                          /* floats to those that are fetched by the way; both 0: none */
     int64_t x_far, dy_far;                              /* from one of those to the next */
+    float *x_to, *dy_to;                                /* copies: TILE_MAX and WIDEST floats a pixel; NULL: none */
     float *sum;
 } wtile_args;
 

@@ -2,8 +2,8 @@
  * dy[pixel][o]·x[pixel][c].
  *
  * A task is a rectangle of the weights, some tiles of in-channels and some panels of out-channels, so sums are added to by
- * one thread, in the order of the pixels. These go by in stretches: the tiles' channels and a panel's are copied side by
- * side, where a tile finds them line after line in the two nearest caches, while those of the next stretch are fetched.
+ * one thread, in the order of the pixels. These go by in stretches: the first to read the tiles' channels or a panel's
+ * puts them side by side, where the others find them line after line in the two nearest caches; what comes next is fetched.
  *
  *   memory of a worker: x [tile][pixel][TILE_MAX], dy [pixel][WIDEST], sums [panel][c][WIDEST or what is full of it] */
 #include <string.h>
@@ -87,47 +87,42 @@ static part part_at(const job *j, int64_t i, int worker)
 static float *x_of(const part *q, int tile) { return q->x + (int64_t)(tile - q->t0) * STRETCH * TILE_MAX; }
 static float *sums_of(const job *j, const part *q, int v) { return q->sums + (v - q->v0) * j->p->sums_floats; }
 
-/* A tile's channels of n pixels, and those beside that fill the vector; of a prologue's, where there is one. */
-static void copy_x(const job *j, const part *q, int tile, int64_t at, int n)
+/* A tile's channels of n pixels as the prologue makes them, and those beside that fill the vector. */
+static void prepare_x(const job *j, const part *q, int tile, int64_t at, int n)
 {
     const int c = j->p->s.c, c0 = first_channel(j->p, tile), c1 = first_channel(j->p, tile + 1);
-    slice_args a = { .rows = n, .x_step = c, .y_step = TILE_MAX, .x = j->x + at * c + c0, .y = x_of(q, tile),
-                     .floats = (int)kern_min(kern_div_up(c1 - c0, kern.lanes) * kern.lanes, c - c0) };
-    if (j->pro) {
-        a.scale = j->pro->scale + c0;
-        a.shift = j->pro->shift + c0;
-        a.lo = act_low(j->pro->act);
-        a.hi = act_high(j->pro->act);
-    }
-    kern.slice(&a);
+    kern.slice(&(slice_args){ .rows = n, .x_step = c, .y_step = TILE_MAX, .x = j->x + at * c + c0, .y = x_of(q, tile),
+                              .floats = (int)kern_min(kern_div_up(c1 - c0, kern.lanes) * kern.lanes, c - c0),
+                              .scale = j->pro->scale + c0, .shift = j->pro->shift + c0,
+                              .lo = act_low(j->pro->act), .hi = act_high(j->pro->act) });
 }
 
-static void copy_dy(const job *j, const part *q, panel v, int64_t at, int n)
-{
-    const int o = j->p->s.o;
-    kern.slice(&(slice_args){ .rows = n, .x_step = o, .y_step = WIDEST, .x = j->dy + at * o + v.first, .y = q->dy,
-                              .floats = (v.nv - 1) * kern.lanes + v.lanes });
-}
-
-/* n pixels from `at` on. Of the next stretch each tile fetches its channels beside one of the panels, the first tile the
- * panel's. */
+/* n pixels from `at` on. The first panel's tiles copy their channels, and the first tile of a panel copies that, by the
+ * way. The first tile also fetches the panel that follows; each tile its channels of the next stretch, beside one of the
+ * panels. */
 static void add_stretch(const job *j, const part *q, int64_t at, int n)
 {
     const wgrad_one_plan *p = j->p;
     const conv_shape *s = &p->s;
     const bool more = at + 2 * STRETCH <= p->pixels;
-    for (int t = q->t0; t < q->t1; t++) copy_x(j, q, t, at, n);
+    for (int t = q->t0; j->pro && t < q->t1; t++) prepare_x(j, q, t, at, n);
     for (int i = q->v0; i < q->v1; i++) {
         const panel v = panel_at(s->o, i);
-        copy_dy(j, q, v, at, n);
+        const float *x = j->x + at * s->c, *dy = j->dy + at * s->o + v.first, *dy_next = NULL;
+        if (i + 1 < q->v1) dy_next = j->dy + at * s->o + panel_at(s->o, i + 1).first;
+        else if (more) dy_next = j->dy + (at + n) * s->o + panel_at(s->o, q->v0).first;
         for (int t = q->t0; t < q->t1; t++) {
             const int c0 = first_channel(p, t), done = c0 - first_channel(p, q->t0);
-            wtile_args a = { .x = x_of(q, t), .dy = q->dy, .x_step = TILE_MAX, .dy_step = WIDEST, .imgs = 1, .lines = 1, .count = n,
-                             .lanes = v.lanes, .add = at > 0, .x_far = s->c, .dy_far = s->o,
+            const bool copies_x = i == q->v0 && !j->pro, copies_dy = t == q->t0;
+            wtile_args a = { .x = copies_x ? x + c0 : x_of(q, t), .x_step = copies_x ? s->c : TILE_MAX,
+                             .dy = copies_dy ? dy : q->dy, .dy_step = copies_dy ? s->o : WIDEST,
+                             .imgs = 1, .lines = 1, .count = n, .lanes = v.lanes, .add = at > 0, .x_far = s->c, .dy_far = s->o,
+                             .x_to = copies_x && q->v1 > q->v0 + 1 ? x_of(q, t) : NULL,
+                             .dy_to = copies_dy && q->t1 > q->t0 + 1 ? q->dy : NULL,
                              .sum = sums_of(j, q, i) + (int64_t)done * v.nv * kern.lanes };
             const bool x_too = (t - q->t0) % (q->v1 - q->v0) == i - q->v0;
-            if (more && x_too) a.x_ahead = floats_to(a.x, j->x + (at + n) * s->c + c0);
-            if (more && t == q->t0) a.dy_ahead = floats_to(a.dy, j->dy + (at + n) * s->o + v.first);
+            if (more && x_too) a.x_ahead = floats_to(a.x, x + n * s->c + c0);
+            if (dy_next && t == q->t0) a.dy_ahead = floats_to(a.dy, dy_next);
             kern.wtile[v.nv - 1][first_channel(p, t + 1) - c0](&a);
         }
     }
