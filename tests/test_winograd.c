@@ -90,7 +90,7 @@ static float *computed(const sample *t, const float *x, const float *w, const fl
     for (size_t i = 0; i < ns; i++) scratch[i] = NAN;
     for (size_t i = 0; i < ny; i++) y[i] = t->residual ? residual[i] : NAN;
     conv_pack(p, CONV_FORWARD, w, packed);
-    conv_epilogue ep = { t->bias ? bias : NULL, t->residual ? y : NULL, t->act, NULL };
+    conv_epilogue ep = { .bias = t->bias ? bias : NULL, .residual = t->residual ? y : NULL, .act = t->act };
     conv_forward(p, x, NULL, packed, &ep, y, scratch);
     *road = conv_plan_road(p);
     mem_free(packed);

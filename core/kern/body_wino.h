@@ -157,13 +157,16 @@ INLINE void wino_dy_line(const int M, const vf *y, vf *t)
     t[4] = v_sub(even_q, odd_q);
 }
 
-INLINE void wino_dy_vector(const int M, const wino_in_args *a, int c, int n)
+/* whole: as wino_in_vector. */
+INLINE void wino_dy_vector(const int M, const bool whole, const wino_in_args *a, int c, int n)
 {
     const int A = M + 2;
     vf half[WINO_MOST * 4], y[4], t[WINO_MOST];
+    if (a->ahead) wino_fetch(M, false, a->x + a->ahead + c, a->x_row, a->x_col);
     for (int k = 0; k < M; k++) {                       /* column k, all rows */
         const float *x = a->x + k * a->x_col + c;
-        UNROLL for (int r = 0; r < M; r++) y[r] = k < a->c1 && r < a->r1 ? v_load_n(x + r * a->x_row, n) : v_zero();
+        UNROLL for (int r = 0; r < M; r++)
+            y[r] = whole ? v_load(x + r * a->x_row) : k < a->c1 && r < a->r1 ? v_load_n(x + r * a->x_row, n) : v_zero();
         wino_dy_line(M, y, t);
         UNROLL for (int r = 0; r < A; r++) half[r * M + k] = t[r];
     }
@@ -177,7 +180,10 @@ INLINE void wino_dy_vector(const int M, const wino_in_args *a, int c, int n)
 
 INLINE void wino_dy_body(const int M, const wino_in_args *a)
 {
-    for (int c = 0; c < a->channels; c += LANES) wino_dy_vector(M, a, c, (int)kern_min(LANES, a->channels - c));
+    int c = 0;
+    if (a->r1 == M && a->c1 == M)
+        for (; c + LANES <= a->channels; c += LANES) wino_dy_vector(M, true, a, c, LANES);
+    for (; c < a->channels; c += LANES) wino_dy_vector(M, false, a, c, (int)kern_min(LANES, a->channels - c));
 }
 
 INLINE void wino_dw_body(const int M, const wino_dw_args *a)

@@ -108,6 +108,9 @@ static inline wino_place wino_next(const wino_grid *g, wino_place at)
 }
 /* Floats from a tile's transformed channels to the next one's, so that rows keep out of each other's cache lines. */
 int    wino_row_floats(int channels);
+/* Pixels of many channels, in a map that a near cache does not hold, are fetched a tile ahead. Those of few the machine
+ * fetches itself as well. */
+bool   wino_is_far(int64_t pixels, int channels);
 /* v[k*plane + c] = place k of the patch that makes the tile. fetched: pixels of the tile beside it are fetched by the way. */
 void   wino_patch(const conv_shape *s, int M, const float *x, wino_place at, bool fetched, float *v, int64_t plane);
 /* The weight gradient behind the same transforms. */

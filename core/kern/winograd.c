@@ -164,9 +164,8 @@ static bool weights_are_fetched(const wino_plan *p)
     return p->unit >= FETCHED_TILES && wino_packed_floats(p) > (p->s.n == 1 ? FAR_WEIGHTS : CACHED_FLOATS);
 }
 
-/* Pixels of many channels, in a map that a near cache does not hold. Those of few the machine fetches itself as well. */
 enum { FAR_CHANNELS = 64, FAR_MAP = 1 << 19 };
-static bool is_far(int64_t pixels, int channels) { return channels >= FAR_CHANNELS && pixels * channels >= FAR_MAP; }
+bool wino_is_far(int64_t pixels, int channels) { return channels >= FAR_CHANNELS && pixels * channels >= FAR_MAP; }
 
 wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
 {
@@ -177,8 +176,8 @@ wino_plan *wino_plan_new(const conv_shape *shape, conv_pass pass, int M, err *e)
                       .row = wino_row_floats(s->c) };
     cut(p);
     p->fetches = weights_are_fetched(p);
-    p->in_far = is_far((int64_t)s->n * s->h * s->w, s->c);
-    p->out_far = is_far((int64_t)s->n * p->grid.OH * p->grid.OW, s->o);
+    p->in_far = wino_is_far((int64_t)s->n * s->h * s->w, s->c);
+    p->out_far = wino_is_far((int64_t)s->n * p->grid.OH * p->grid.OW, s->o);
     p->pairs = kern.tallest[2] && s->c / s->groups * 2 * WIDEST <= PAIR_PLACE && s->o / s->groups > 3 * kern.lanes;
     p->in_plane = (int64_t)p->unit * p->row + PLANE_GAP;
     p->out_plane = (int64_t)p->unit * (p->pairs ? 2 : 1) * WIDEST + PLANE_GAP;

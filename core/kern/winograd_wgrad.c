@@ -22,6 +22,7 @@ struct wino_wgrad_plan {
     wino_grid grid;
     int64_t tiles;
     int blocks, unit, panels, workers, x_row, y_row;
+    bool x_far, y_far;           /* pixels are fetched a tile ahead */
     int64_t x_plane, y_plane, sum_plane;
     size_t own, sums;            /* floats of a worker, of a block's sums */
 };
@@ -71,6 +72,8 @@ wino_wgrad_plan *wino_wgrad_plan_new(const conv_shape *s, int M, err *e)
     if (!p) return NULL;
     *p = (wino_wgrad_plan){ .s = *s, .M = M, .A = M + 2, .grid = wino_grid_of(s, M), .tiles = wino_tiles(s, M),
                             .blocks = blocks_of(s, M), .unit = unit_of(s, M), .panels = panel_count(s->o), .x_row = wino_row_floats(s->c), .y_row = wino_row_floats(s->o) };
+    p->x_far = wino_is_far((int64_t)s->n * s->h * s->w, s->c);
+    p->y_far = wino_is_far((int64_t)s->n * p->grid.OH * p->grid.OW, s->o);
     p->workers = p->blocks > 1 ? par_threads() : 1;
     p->x_plane = (int64_t)p->unit * p->x_row + GAP;
     p->y_plane = (int64_t)p->unit * p->y_row + GAP;
@@ -106,8 +109,10 @@ static void transform_tile(const visit *u, wino_place at, int64_t t)
     const wino_wgrad_plan *p = j->p;
     const conv_shape *s = &p->s;
     const wino_grid *g = &p->grid;
-    wino_patch(s, p->M, j->x, at, false, u->vx + t * p->x_row, p->x_plane);
-    wino_in_args y = { .x_row = (int64_t)g->OW * s->o, .x_col = s->o, .plane = p->y_plane, .channels = s->o, .v = u->vy + t * p->y_row,
+    const bool beside = at.w + p->M < g->OW;
+    wino_patch(s, p->M, j->x, at, beside && p->x_far, u->vx + t * p->x_row, p->x_plane);
+    wino_in_args y = { .x_row = (int64_t)g->OW * s->o, .x_col = s->o, .ahead = beside && p->y_far ? p->M * s->o : 0,
+                       .plane = p->y_plane, .channels = s->o, .v = u->vy + t * p->y_row,
                        .r1 = (int)kern_min(p->M, g->OH - at.h), .c1 = (int)kern_min(p->M, g->OW - at.w) };
     y.x = j->dy + ((int64_t)at.n * g->OH + at.h) * y.x_row + at.w * y.x_col;
     kern.wino_dy[p->M == 4](&y);
