@@ -6,8 +6,8 @@
  * unit are transformed into scratch; then every place of the patch is a sum over tiles of channels × channels, on the weight
  * gradient's register tile; units are added up one after the other, then blocks, and at the end comes the transform by G.
  *
- * Where the sums are few, each block has its own and is one task: what a core has transformed it finds in its own cache
- * when it multiplies. Else there is one block, whose tiles and then whose places are dealt out.
+ * Each block has its own sums and is one task: what a core has transformed it finds in its own caches when it multiplies.
+ * Where the sums are too many for that there is one block, whose tiles and then whose places are dealt out.
  *
  *   scratch  of a worker: x [place][tile][c], dy [place][tile][o]; of a block: sums [place][panel][c][16*NV] */
 #include <string.h>
@@ -28,21 +28,29 @@ struct wino_wgrad_plan {
 };
 
 /* As many blocks for any number of threads, of BLOCK_TILES or more, if the sums of one are at most SUMS_NEAR floats: they
- * stay in the second-level cache, and so do UNIT_NEAR floats of transformed tiles. Of a block that all threads share units
- * are larger: few tiles to a unit load and store the sums often, and each time threads wait for each other. */
-enum { BLOCKS = 8, BLOCK_TILES = 64, SUMS_NEAR = 5 << 16, UNIT_NEAR = 1 << 18, NEAR_LEAST = 40, UNIT_LEAST = 128, UNIT_MOST = 512, UNIT_FLOATS = 1 << 20 };
+ * stay in the second-level cache, and so do UNIT_NEAR floats of transformed tiles. Up to SUMS_OWN floats there are FAR_BLOCKS
+ * at most, because all blocks' sums are added up; of those, and of a block that all threads share, units are larger: few
+ * tiles to a unit load and store the sums often, and threads that share wait for each other each time. */
+enum { BLOCKS = 8, BLOCK_TILES = 64, SUMS_NEAR = 5 << 16, UNIT_NEAR = 1 << 18, NEAR_LEAST = 40, FAR_BLOCKS = 4, SUMS_OWN = 1 << 20,
+       UNIT_LEAST = 128, UNIT_MOST = 512, UNIT_FLOATS = 1 << 20 };
+
+static int64_t sums_of(const conv_shape *s, int M) { return (int64_t)(M + 2) * (M + 2) * s->c * s->o; }
+static bool sums_are_near(const conv_shape *s, int M) { return sums_of(s, M) <= SUMS_NEAR; }
 
 static int blocks_of(const conv_shape *s, int M)
 {
-    if ((int64_t)(M + 2) * (M + 2) * s->c * s->o > SUMS_NEAR) return 1;
-    return (int)kern_max(1, kern_min(BLOCKS, wino_tiles(s, M) / BLOCK_TILES));
+    const bool near = sums_are_near(s, M);
+    if (sums_of(s, M) > SUMS_OWN) return 1;
+    return (int)kern_max(1, kern_min(near ? BLOCKS : FAR_BLOCKS, wino_tiles(s, M) / (near ? BLOCK_TILES : UNIT_LEAST)));
 }
+
+static bool units_are_near(const conv_shape *s, int M) { return sums_are_near(s, M) && blocks_of(s, M) > 1; }
 
 static int unit_of(const conv_shape *s, int M)
 {
-    const int blocks = blocks_of(s, M);
-    const int64_t tiles = kern_div_up(wino_tiles(s, M), blocks), tile = (int64_t)(M + 2) * (M + 2) * (wino_row_floats(s->c) + wino_row_floats(s->o));
-    const int64_t most = blocks > 1 ? kern_max(NEAR_LEAST, UNIT_NEAR / tile) : kern_max(UNIT_LEAST, kern_min(UNIT_MOST, UNIT_FLOATS / tile));
+    const int64_t tiles = kern_div_up(wino_tiles(s, M), blocks_of(s, M));
+    const int64_t tile = (int64_t)(M + 2) * (M + 2) * (wino_row_floats(s->c) + wino_row_floats(s->o));
+    const int64_t most = units_are_near(s, M) ? kern_max(NEAR_LEAST, UNIT_NEAR / tile) : kern_max(UNIT_LEAST, kern_min(UNIT_MOST, UNIT_FLOATS / tile));
     return (int)kern_div_up(tiles, kern_div_up(tiles, most));
 }
 
@@ -55,7 +63,7 @@ static double wino_cost(const conv_shape *s, int M)
     const double places = (M + 2) * (M + 2), pairs = (double)s->c * s->o, tiles = (double)wino_tiles(s, M);
     const double channels = (double)(kern_div_up(s->c, LANES_MAX) + kern_div_up(s->o, LANES_MAX)) * LANES_MAX;
     const double units = (double)kern_div_up((int64_t)tiles, unit_of(s, M)), stream = places * pairs > CACHED_FLOATS ? STREAM : NEAR_STREAM;
-    const double transform = blocks_of(s, M) > 1 ? (M == 2 ? NEAR_2 : NEAR_4) : M == 2 ? TRANSFORM_2 : TRANSFORM_4;
+    const double transform = units_are_near(s, M) ? (M == 2 ? NEAR_2 : NEAR_4) : M == 2 ? TRANSFORM_2 : TRANSFORM_4;
     return wino_loss * places * tiles * pairs + transform * tiles * channels + stream * places * pairs * (units + 1);
 }
 
