@@ -5,7 +5,9 @@
  * for every pixel up to where the pixel starts; the packed weights hold NV*LANES out-channels for
  * each step. A long sum may come in parts: accumulators rest in memory between them. Four vectors are those of
  * two panels of weights: six pixels load ten times for 24 multiply-adds where 14 times two load 16 for 28.
- * A series is several tiles in a row, of sums that are too short for a call each.
+ * A series is several tiles in a row, of sums that are too short for a call each. Where a tile ends, what clamps and
+ * stores waits for the last sums and keeps the next tile's out of the machine's window; of short sums lower tiles, of which it
+ * holds more than one, lose less by that than they load more.
  *
  * Forward and data gradient, strip: the same of MR neighbours in a line, for several neighbouring taps
  * at once. A channel of a pixel is then loaded once for all outputs that it belongs to: half of the
@@ -300,7 +302,8 @@ static void slice(const slice_args *a)
 #define TALLER_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1)
 #define MORE_1(X) TALLER_1(X) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
 #define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 10, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 8, SHORT_1 = 12, SHORT_2 = 7, SHORT_4 = 4, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+#define SERIES_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2)
 #define HEIGHTS_4(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4)
 #define STRIPS_1(X) HEIGHTS_1(X) MORE_1(X)
 #define STRIPS_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2)
@@ -308,7 +311,8 @@ enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 10, WTALLES
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X) X(6, 2)
-enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, TALLEST_HALF = 6, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define SERIES_2(X) HEIGHTS_2(X) X(6, 2)
+enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, TALLEST_HALF = 6, SHORT_1 = 8, SHORT_2 = 6, SHORT_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
 #define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
@@ -316,7 +320,8 @@ enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, TALLEST_HALF = 6, WTALLEST_1
 #define TALLER_1(X)
 #define MORE_1(X)
 #define MORE_2(X)
-enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, TALLEST_HALF = 5, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define SERIES_2(X) HEIGHTS_2(X)
+enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, TALLEST_HALF = 5, SHORT_1 = 8, SHORT_2 = 5, SHORT_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
 #define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
@@ -329,10 +334,10 @@ HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X) HEIGHTS_4(X)
 HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) static void series_##MR##_##NV(const tile_args *t) { series_body(MR, NV, false, t); }
-HEIGHTS_1(X) TALLER_1(X) HEIGHTS_4(X)
+HEIGHTS_1(X) TALLER_1(X) SERIES_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) static void series_half_##MR(const tile_args *t) { series_body(MR, 2, true, t); }
-HEIGHTS_2(X) MORE_2(X)
+SERIES_2(X)
 #undef X
 #define X(MR, NV) static void strip_##MR##_##NV(const tile_args *t) { strip_body(MR, NV, t); }
 STRIPS_1(X) STRIPS_2(X)
@@ -365,10 +370,10 @@ static void fill_conv(kern_table *k)
     HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) k->series[NV / 2][MR] = series_##MR##_##NV;
-    HEIGHTS_1(X) TALLER_1(X) HEIGHTS_4(X)
+    HEIGHTS_1(X) TALLER_1(X) SERIES_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) k->series_half[MR] = series_half_##MR;
-    HEIGHTS_2(X) MORE_2(X)
+    SERIES_2(X)
 #undef X
 #define X(MR, NV) k->strip[NV - 1][MR] = strip_##MR##_##NV;
     STRIPS_1(X) STRIPS_2(X)
@@ -381,6 +386,9 @@ static void fill_conv(kern_table *k)
     k->tallest[1] = TALLEST_2;
     k->tallest[2] = TALLEST_4;
     k->tallest_half = TALLEST_HALF;
+    k->tallest_short[0] = SHORT_1;
+    k->tallest_short[1] = SHORT_2;
+    k->tallest_short[2] = SHORT_4;
     k->longest[0] = LONGEST_1;
     k->longest[1] = LONGEST_2;
     k->wtallest[0] = WTALLEST_1;

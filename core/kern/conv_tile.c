@@ -120,7 +120,7 @@ static const tile_kernel *kernels_of(const tile_plan *p, int nv, int lanes, bool
 }
 
 /* Tiles of a call, where they have a series: fetching goes on between calls. */
-enum { SERIES = 4 };
+enum { SERIES = 8 };
 
 /* One panel, or two: its tiles, which differ in where they read, write, and which taps they find. The first ones fetch
  * what comes next, each a part in the order of memory. */

@@ -181,18 +181,20 @@ static bool classes_new(classes *k, int outputs, const int *offset, int taps, in
 /* All panels of nv vectors are one, and that is half. */
 static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(panel_at(g->o, 0)); }
 
-/* What comes from memory is fetched tile by tile: calls of several leave gaps. */
-enum { SERIES_FLOATS = 1 << 22 };
+/* What comes from memory is fetched tile by tile: calls of several leave gaps. Tall tiles want more pointers than there are
+ * registers. */
+enum { SERIES_FLOATS = 1 << 22, SHORT_SUM = 128 };
+static bool is_short(const tile_plan *p) { return p->g.c <= SHORT_SUM; }
 static bool has_series(const tile_plan *p, int nv)
 {
     const gather *g = &p->g;
-    return p->flat && (nv != 2 || is_half(g, nv)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
+    return p->flat && (nv != 2 || is_half(g, nv) || is_short(p)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
 }
 
 static int tiles_for(const tile_plan *p, int64_t pixels, int nv)
 {
-    const bool halves = has_series(p, nv) && is_half(&p->g, nv);
-    return (int)kern_div_up(pixels, halves ? kern.tallest_half : kern.tallest[nv / 2]);
+    const int *tall = has_series(p, nv) && is_short(p) ? kern.tallest_short : kern.tallest;
+    return (int)kern_div_up(pixels, has_series(p, nv) && is_half(&p->g, nv) ? kern.tallest_half : tall[nv / 2]);
 }
 
 static int chunk_start(const tile_plan *p, int k) { return (int)((int64_t)k * p->g.tw / p->chunks); }

@@ -191,10 +191,10 @@ typedef struct {
 typedef struct {
     int lanes;
     int tallest[3], longest[2], wtallest[2];            /* heights worth using: 1 … tallest[NV/2]; 0: none */
-    int tallest_half;                                   /* of halves in series */
+    int tallest_half, tallest_short[3];                 /* in series: of halves, of sums of few products */
     tile_kernel tile[3][TILE_MAX + 1];                  /* [NV/2][MR], NV 1, 2 or 4 */
     tile_kernel tile_half[TILE_MAX + 1];                /* [MR], NV 2, of the second vector half; w has that half twice */
-    tile_kernel series[3][TILE_MAX + 1], series_half[TILE_MAX + 1];     /* as tile; NV 2 only of halves */
+    tile_kernel series[3][TILE_MAX + 1], series_half[TILE_MAX + 1];     /* as tile; NV 2 up to tallest_short */
     tile_kernel strip[2][TILE_MAX + 1];                 /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     void (*slice)(const slice_args *);
