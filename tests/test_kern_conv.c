@@ -320,6 +320,7 @@ static const conv_shape known[] = {                                   /* what ne
     { 2, 9, 32, 40, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 40 },           /* the widest tiles of depthwise kernels, of 17 pixels */
     { 1, 9, 33, 24, 24, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 24 },           /* and of 19 */
     { 1, 6, 32, 20, 20, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 20 },
+    { 1, 11, 130, 3, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1 },           /* a stem: its tiles are a list */
 };
 /* Random samples keep their numbers, and so their shapes, when known ones are added. */
 enum { KNOWN = sizeof known / sizeof *known, FIRST_RANDOM = 25, RANDOM = 120, FEW = 24 };

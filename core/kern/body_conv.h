@@ -68,11 +68,10 @@ INLINE bool is_plain(const bool HALF, const tile_args *t) { return t->lanes == (
 
 /* SERIES: outputs stand from `first` on, y_step apart. */
 INLINE void tile_store(const int MR, const int NV, const bool HALF, const bool plain, const bool SERIES, const tile_args *t,
-                       int64_t first, vf acc[][NV_MAX])
+                       const int32_t *oy, int64_t first, vf acc[][NV_MAX])
 {
     const vf lo = v_set1(t->lo), hi = v_set1(t->hi);
     const float *residual = t->residual;
-    const int32_t *oy = t->oy;
     const int64_t step = t->y_step;
     const int lanes = !plain ? t->lanes : HALF ? LANES / 2 : LANES;
     float *y = t->y;
@@ -124,8 +123,8 @@ INLINE void tile_end(const int MR, const int NV, const bool HALF, const tile_arg
         return;
     }
     if (HALF) tile_unfold(MR, acc);
-    if (is_plain(HALF, t)) tile_store(MR, NV, HALF, true, false, t, 0, acc);
-    else tile_store(MR, NV, HALF, false, false, t, 0, acc);
+    if (is_plain(HALF, t)) tile_store(MR, NV, HALF, true, false, t, t->oy, 0, acc);
+    else tile_store(MR, NV, HALF, false, false, t, t->oy, 0, acc);
 }
 
 INLINE void tile_body(const int MR, const int NV, const bool HALF, const tile_args *t)
@@ -156,7 +155,7 @@ INLINE void series_tiles(const int MR, const int NV, const bool HALF, const bool
         if (NV > 1 && t->far) tile_stretch(MR, NV, HALF, true, true, p, 0, t->len, w, t->pair, t->far, acc);
         else tile_stretch(MR, NV, HALF, false, true, p, 0, t->len, w, t->pair, NULL, acc);
         if (HALF) tile_unfold(MR, acc);
-        tile_store(MR, NV, HALF, plain, true, t, at, acc);
+        tile_store(MR, NV, HALF, plain, true, t, NULL, at, acc);
         UNROLL for (int i = 0; i < MR; i++) p[i] += x_next;
     }
 }
@@ -165,6 +164,27 @@ INLINE void series_body(const int MR, const int NV, const bool HALF, const tile_
 {
     if (is_plain(HALF, t)) series_tiles(MR, NV, HALF, true, t);
     else series_tiles(MR, NV, HALF, false, t);
+}
+
+/* The same of any kernel: its pixels stand anywhere. */
+INLINE void list_tiles(const int MR, const bool plain, const tile_args *t)
+{
+    const int32_t *ox = t->ox, *oy = t->oy;
+    for (int k = t->tiles; k > 0; k--, ox += MR, oy += MR) {
+        const float *p[TILE_MAX];
+        vf acc[TILE_MAX][NV_MAX];
+        tile_bias(MR, 2, false, t, acc);
+        UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + ox[i];
+        for (const conv_run *r = t->run; r < t->run + t->runs; r++)
+            tile_stretch(MR, 2, false, false, false, p, r->x, r->x + t->len, t->w + r->w, 0, NULL, acc);
+        tile_store(MR, 2, false, plain, false, t, oy, 0, acc);
+    }
+}
+
+INLINE void list_body(const int MR, const tile_args *t)
+{
+    if (is_plain(false, t)) list_tiles(MR, true, t);
+    else list_tiles(MR, false, t);
 }
 
 /* W taps of input channels [c, end). ENDS: only the first and the last pixel may be outside the image, which is all
@@ -339,6 +359,9 @@ HEIGHTS_1(X) TALLER_1(X) SERIES_2(X) HEIGHTS_4(X)
 #define X(MR, NV) static void series_half_##MR(const tile_args *t) { series_body(MR, 2, true, t); }
 SERIES_2(X)
 #undef X
+#define X(MR, NV) static void list_##MR(const tile_args *t) { list_body(MR, t); }
+SERIES_2(X)
+#undef X
 #define X(MR, NV) static void strip_##MR##_##NV(const tile_args *t) { strip_body(MR, NV, t); }
 STRIPS_1(X) STRIPS_2(X)
 #undef X
@@ -373,6 +396,9 @@ static void fill_conv(kern_table *k)
     HEIGHTS_1(X) TALLER_1(X) SERIES_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) k->series_half[MR] = series_half_##MR;
+    SERIES_2(X)
+#undef X
+#define X(MR, NV) k->list[MR] = list_##MR;
     SERIES_2(X)
 #undef X
 #define X(MR, NV) k->strip[NV - 1][MR] = strip_##MR##_##NV;

@@ -115,6 +115,7 @@ static const tile_kernel *kernels_of(const tile_plan *p, int nv, int lanes, bool
 {
     const bool half = panel_is_half((panel){ .nv = nv, .lanes = lanes });
     if (p->strips) return kern.strip[nv - 1];
+    if (series && !p->flat) return kern.list;
     if (series) return half ? kern.series_half : kern.series[nv / 2];
     return half ? kern.tile_half : kern.tile[nv / 2];
 }

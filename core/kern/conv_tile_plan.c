@@ -183,18 +183,20 @@ static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(p
 
 /* What comes from memory is fetched tile by tile: calls of several leave gaps. Tall tiles want more pointers than there are
  * registers. */
-enum { SERIES_FLOATS = 1 << 22, SHORT_SUM = 128 };
+enum { SERIES_FLOATS = 1 << 22, SHORT_SUM = 128, LIST_SUM = 64 };
 static bool is_short(const tile_plan *p) { return p->g.c <= SHORT_SUM; }
-static bool has_series(const tile_plan *p, int nv)
+static bool has_series(const tile_plan *p, int nv)       /* of kernels of several taps, or with a stride: a list */
 {
     const gather *g = &p->g;
-    return p->flat && (nv != 2 || is_half(g, nv) || is_short(p)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
+    if (!p->flat) return !p->strips && !p->far && nv == 2 && !is_half(g, nv) && g->th * g->tw * g->c <= LIST_SUM;
+    return (nv != 2 || is_half(g, nv) || is_short(p)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
 }
 
 static int tiles_for(const tile_plan *p, int64_t pixels, int nv)
 {
-    const int *tall = has_series(p, nv) && is_short(p) ? kern.tallest_short : kern.tallest;
-    return (int)kern_div_up(pixels, has_series(p, nv) && is_half(&p->g, nv) ? kern.tallest_half : tall[nv / 2]);
+    const bool series = has_series(p, nv);
+    const int *tall = series && is_short(p) ? kern.tallest_short : kern.tallest;
+    return (int)kern_div_up(pixels, series && is_half(&p->g, nv) ? kern.tallest_half : tall[nv / 2]);
 }
 
 static int chunk_start(const tile_plan *p, int k) { return (int)((int64_t)k * p->g.tw / p->chunks); }
@@ -482,13 +484,13 @@ tile_plan *tile_plan_new(const gather *from, const conv_shape *s, unsigned how, 
     p->workers = par_threads();
     gather *g = &p->g;
     p->flat = flatten_pointwise(g);
+    p->far = (int64_t)g->n * g->qh * g->qw * g->o * g->groups >= FAR_FLOATS;
     if (!choose_strategy(p, e)) goto failed;
     p->src_w = p->copy ? gather_span(g->qw, g->sw, g->col, g->tw) : g->iw;
     p->src_h = p->copy ? gather_span(p->rows, g->sh, g->row, g->th) : g->ih;
     int64_t ic = (int64_t)g->c * g->groups;
     if (p->copy) p->copy_floats = (size_t)kern_div_up((int64_t)p->imgs * p->src_h * p->src_w * ic, 16) * 16;
     if (p->prologue) p->copy_floats = (size_t)kern_div_up(p->cols * ic, 16) * 16;
-    p->far = (int64_t)g->n * g->qh * g->qw * g->o * g->groups >= FAR_FLOATS;
     p->fetches = s->n == 1 && g->th == 1 && g->tw == 1 && (int64_t)g->c * g->o >= FAR_WEIGHTS;
     p->input_floats = p->rows < g->qh ? (int64_t)gather_span(p->rows, g->sh, g->row, g->th) * g->iw * ic
                     : (int64_t)p->imgs * g->ih * kern_min(g->iw, (int64_t)p->cols * g->sw) * ic;
