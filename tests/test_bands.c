@@ -167,6 +167,11 @@ static void bands_do_not_win_where_threads_or_weights_lose(void)
     s[0].h = s[1].h = 3, s[0].w = s[1].w = (int)(floats / 3 / 16 / 2);
     CHECK(!conv_bands_win(s, 2));                        /* three rows are one piece: the second thread would wait */
     for (int i = 0; i < 2; i++)
+        s[i] = (conv_shape){ 15, 8, (int)(floats / 8 / 16 / 16), 16, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 16 };
+    CHECK(!conv_bands_win(s, 2));                        /* a sixteenth of the cache, */
+    s[0].n = s[1].n = 16;
+    CHECK(conv_bands_win(s, 2));                         /* and many images for each thread */
+    for (int i = 0; i < 2; i++)
         s[i] = (conv_shape){ 4, 20, 20, 16, 16, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1 };
     s[0].o = s[1].c = (int)(floats / 20 / 20 / 3);
     CHECK(conv_bands_win(s, 2));

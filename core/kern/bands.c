@@ -69,9 +69,16 @@ static int64_t room_for(const conv_bands *b, int rows)
 
 /* ---- how they are cut, and whether that wins ------------------------------------------------------ */
 
-/* A map of more than a quarter of the second-level cache is worth bands; their rows may fill half of it, with the
- * weights, which every band reads again, three quarters. */
+/* A map of more than a quarter of the second-level cache is worth bands, or, where every thread has many images and so none
+ * reads what another wrote, of a thirty-second. Their rows may fill half of it, with the weights, which every band reads
+ * again, three quarters. */
 static int64_t cache_floats(void) { return (int64_t)(core_l2_bytes() / sizeof(float)); }
+
+enum { MANY_IMAGES = 8 };
+static bool is_large(const conv_shape *s)
+{
+    return s->h * row_in(s) > cache_floats() / (s->n < MANY_IMAGES * par_threads() ? 4 : 32);
+}
 
 enum { LEAST_ROWS = 2, TALLEST = 7 };
 
@@ -137,7 +144,7 @@ bool conv_bands_win(const conv_shape *s, int n)
     if (n < 2 || n > CONV_BANDS_MAX || strcmp(conv_road(), "direct")) return false;
     for (int k = 0; k < n; k++) {
         if (!fits(&s[k])) return false;
-        if (k && (4 * s[k].h * row_in(&s[k]) <= cache_floats() || is_waist(s, k))) return false;
+        if (k && (!is_large(&s[k]) || is_waist(s, k))) return false;
         b.s[k] = s[k];
     }
     if (!has_room(&b, LEAST_ROWS)) return false;
