@@ -14,7 +14,7 @@
  * know which of their pixels are inside the image. Then each strip of a line is a class.
  *
  * The pixels of 1×1 convolutions stand in a row, and so do their tiles: those of one height are a series, of which
- * a call does several.
+ * a call does several. So it does of other short sums, a stem's, whose pixels it is told one by one, a list.
  *
  * Where a panel of weights is too long to stay in the cache while the tiles of a unit pass over it,
  * the sum is cut into blocks, parts of one row of taps each. All tiles pass over one block while the

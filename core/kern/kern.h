@@ -25,14 +25,14 @@ typedef struct {
 
 /* y[oy[i]][0 … 16*NV) = clamp(bias + sum over runs of x[ox[i] + run.x …]·w[run.w …] + residual). A strip has its
  * pixels x_step apart, from ox[0] on, and taps as far from each other, which lie side by side in w. A series is many
- * tiles of one run, its pixels x_step and y_step apart, from ox[0] and oy[0] on. */
+ * tiles of one run, its pixels x_step and y_step apart, from ox[0] and oy[0] on; a list is many tiles of any runs. */
 typedef struct {
     const float *x, *w;
     const int32_t *ox, *oy;                             /* MR pixels: floats from x and from y */
     const conv_run *run; int runs, len;
     int64_t pair;                                       /* NV 4: floats of w from two vectors to the next two */
     int64_t x_step, y_step;
-    int tiles;                                          /* of a series */
+    int tiles;                                          /* of a series or a list */
     float *y;
     const float *bias, *residual;                       /* either may be NULL; residual as y */
     float lo, hi;
