@@ -11,7 +11,7 @@
 
 #include "core/kern.h"
 
-/* ---- register tiles of dense convolution: body_conv.h ----------------------------------------- */
+/* ---- register tiles of dense convolution: body_conv.h, body_wgrad.h ---------------------------- */
 
 enum { TILE_MAX = 16, LANES_MAX = 16, WIDEST = 2 * LANES_MAX };        /* no tile is taller, no vector longer, no panel wider */
 

@@ -8,6 +8,7 @@
 #include "core/kern/body_full.h"
 #include "core/kern/body_norm.h"
 #include "core/kern/body_pool.h"
+#include "core/kern/body_wgrad.h"
 #include "core/kern/body_wino.h"
 
 void KERN_NAME(kern_table *k)
@@ -18,5 +19,6 @@ void KERN_NAME(kern_table *k)
     fill_full(k);
     fill_norm(k);
     fill_pool(k);
+    fill_wgrad(k);
     fill_wino(k);
 }
