@@ -321,6 +321,8 @@ static const conv_shape known[] = {                                   /* what ne
     { 1, 9, 33, 24, 24, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 24 },           /* and of 19 */
     { 1, 6, 32, 20, 20, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 20 },
     { 1, 11, 130, 3, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1 },           /* a stem: its tiles are a list */
+    { 1, 9, 11, 40, 136, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 1 },           /* lists of empty sums: phases of the data gradient, */
+    { 1, 7, 6, 96, 256, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 1 },            /* and with pairs of panels */
 };
 /* Random samples keep their numbers, and so their shapes, when known ones are added. */
 enum { KNOWN = sizeof known / sizeof *known, FIRST_RANDOM = 25, RANDOM = 120, FEW = 24 };

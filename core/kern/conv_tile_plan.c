@@ -184,7 +184,7 @@ static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(p
 /* What comes from memory is fetched tile by tile: calls of several leave gaps. Tall tiles want more pointers than there are
  * registers. */
 enum { SERIES_FLOATS = 1 << 22, SHORT_SUM = 128, LIST_SUM = 64 };
-static bool is_short(const tile_plan *p) { return p->g.c <= SHORT_SUM; }
+static bool is_short(const tile_plan *p) { return p->g.th * p->g.tw * p->g.c <= SHORT_SUM; }
 static bool has_series(const tile_plan *p, int nv)       /* of kernels of several taps, or with a stride: a list */
 {
     const gather *g = &p->g;
