@@ -250,9 +250,7 @@ static const float *input_of(const tile_plan *p, unit u, const float *x)
     return x + ((u.n0 * g->ih + row) * g->iw + (p->copy ? 0 : u.q0 * g->sw)) * ic;
 }
 
-int64_t tile_parts(const tile_plan *p) { return kern_div_up(tile_units(p), p->units_per_task); }
-
-static int64_t tasks_of(const tile_plan *p) { return tile_parts(p) * kern_div_up(p->panels, p->panels_per_task); }
+int64_t tile_parts(const tile_plan *p) { return p->stretches; }
 
 /* The first out-channel of panel k; k = panels: all of them. */
 static int first_channel(const tile_plan *p, int k)
@@ -291,9 +289,8 @@ static void run_task(const tile_job *j, int64_t i, int worker)
 {
     const tile_plan *p = j->p;
     const gather *g = &p->g;
-    int64_t units = tile_units(p), stretches = tile_parts(p), slices = kern_div_up(p->panels, p->panels_per_task);
-    int64_t slice = p->by_panel ? i / stretches : i % slices, stretch = p->by_panel ? i % stretches : i / slices;
-    int64_t u0 = stretch * p->units_per_task, u1 = kern_min(units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
+    int64_t slice = p->by_panel ? i / p->stretches : i % p->slices, stretch = p->by_panel ? i % p->stretches : i / p->slices;
+    int64_t u0 = stretch * p->units_per_task, u1 = kern_min(p->units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
     int first = (int)slice * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *own = j->scratch + (size_t)worker * j->own;
     int channels = g->o * g->groups, c0 = first_channel(p, first), nc = first_channel(p, end) - c0;
@@ -316,7 +313,7 @@ static void run_task(const tile_job *j, int64_t i, int worker)
             const float *from = input_of(p, tile_unit_at(p, k + 1), j->x), *all = j->x + (int64_t)g->n * g->ih * g->iw * ic;
             next = fetch_over(p, u, end - first, from, kern_min(p->input_floats, all - from));
         } else if (j->ep->next) {
-            const int64_t tasks = tasks_of(p), from = j->ep->n_next * i / tasks, to = j->ep->n_next * (i + 1) / tasks;
+            const int64_t tasks = p->tasks, from = j->ep->n_next * i / tasks, to = j->ep->n_next * (i + 1) / tasks;
             next = fetch_over(p, u, end - first, j->ep->next + from, to - from);
         }
         run_unit(j, u, x, first, end, own + p->copy_floats, &next);
@@ -330,8 +327,9 @@ static void run_task(const tile_job *j, int64_t i, int worker)
 static void run_phase(void *ctx, int64_t i, int worker)
 {
     tile_job j = *(const tile_job *)ctx;
-    j.p = j.phase[i % j.phases];
-    if (i / j.phases < tasks_of(j.p)) run_task(&j, i / j.phases, worker);
+    const int64_t task = j.phases > 1 ? i / j.phases : i;
+    j.p = j.phase[i - task * j.phases];
+    if (task < j.p->tasks) run_task(&j, task, worker);
 }
 
 void tile_run(tile_plan *const *phase, int phases, const float *x, const conv_prologue *pro, const float *packed,
@@ -341,7 +339,7 @@ void tile_run(tile_plan *const *phase, int phases, const float *x, const conv_pr
                    .lo = act_low(ep->act), .hi = act_high(ep->act) };
     int64_t most = 0;
     for (int i = 0; i < phases; i++) {
-        most = kern_max(most, tasks_of(phase[i]));
+        most = kern_max(most, phase[i]->tasks);
         if (own_scratch(phase[i]) > j.own) j.own = own_scratch(phase[i]);
     }
     par_for(most * phases, run_phase, &j);

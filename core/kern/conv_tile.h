@@ -45,6 +45,7 @@ struct tile_plan {
     int imgs, rows, cols;        /* of a unit, at most */
     int units_n, units_h, units_w;
     int units_per_task, panels, panels_per_task;         /* panels of all groups */
+    int64_t units, stretches, slices, tasks;             /* stretches of units times slices of panels are tasks */
     bool by_panel;               /* tasks go through all units of some panels before the next panels */
     bool copy;
     classes down, across;
@@ -73,7 +74,6 @@ struct tile_plan {
 /* Taps of a row that lie beside each other for every channel of the packed weights: all of tap b's chunk. */
 typedef struct { int which, first, taps; } tap_chunk;
 tap_chunk tile_chunk_of(const tile_plan *p, int b);
-int64_t tile_units(const tile_plan *p);
 unit    tile_unit_at(const tile_plan *p, int64_t i);
 int     tile_kind_of(const tile_plan *p, unit u);
 /* Rows and columns of the image that `outputs` outputs of an axis reach, border counted. */

@@ -24,9 +24,8 @@ panel panels_at(int channels, int i, int left, bool pairs, int *n, int *nv)
 
 int64_t gather_panel_offset(const gather *g, int i)
 {
-    int64_t lanes = 0;
-    for (int k = 0; k < i; k++) lanes += panel_at(g->o, k).nv * kern.lanes;
-    return lanes * g->th * g->tw * g->c;
+    const int64_t wide = kern_min((int64_t)i * 2 * kern.lanes, kern_div_up(g->o, kern.lanes) * kern.lanes);
+    return wide * g->th * g->tw * g->c;
 }
 
 int gather_span(int outputs, int stride, const int *offset, int taps)
@@ -132,18 +131,21 @@ static bool can_pair(const tile_plan *p)
 static void cut_tasks(tile_plan *p)
 {
     p->pairs = can_pair(p);
-    int64_t units = tile_units(p), tasks = tasks_wanted(p);
-    p->units_per_task = (int)kern_max(1, units / PIECES);
+    const int64_t tasks = tasks_wanted(p);
+    p->units = (int64_t)p->units_n * p->units_h * p->units_w;
+    p->units_per_task = (int)kern_max(1, p->units / PIECES);
     p->panels = p->g.groups * panel_count(p->g.o);
-    int most = (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, units))));
+    int most = (int)(p->panels / kern_max(1, kern_min(p->panels, kern_div_up(tasks, p->units))));
     p->panels_per_task = even(p->panels, p->pairs ? (int)kern_max(3, most) : most);
+    p->stretches = kern_div_up(p->units, p->units_per_task);
+    p->slices = kern_div_up(p->panels, p->panels_per_task);
+    p->tasks = p->stretches * p->slices;
 }
-
-int64_t tile_units(const tile_plan *p) { return (int64_t)p->units_n * p->units_h * p->units_w; }
 
 unit tile_unit_at(const tile_plan *p, int64_t i)
 {
     const gather *g = &p->g;
+    if (p->units == 1) return (unit){ .imgs = p->imgs, .rows = p->rows, .cols = p->cols };
     unit u = { .q0 = (int)(i % p->units_w) * p->cols, .r0 = (int)(i / p->units_w % p->units_h) * p->rows,
                .n0 = (int)(i / p->units_w / p->units_h) * p->imgs };
     u.imgs = (int)kern_min(p->imgs, g->n - u.n0);
@@ -157,6 +159,7 @@ static int kind_along(int first, int step, int units, int kinds) { return kinds 
 
 int tile_kind_of(const tile_plan *p, unit u)
 {
+    if (p->units == 1) return 0;
     int h = kind_along(u.r0, p->rows, p->units_h, p->kinds_h), w = kind_along(u.q0, p->cols, p->units_w, p->kinds_w);
     return ((u.imgs < p->imgs) * p->kinds_h + h) * p->kinds_w + w;
 }
@@ -437,7 +440,7 @@ static bool make_lists(tile_plan *p, err *e)
     for (int fill = 0; fill < 2; fill++) {
         int32_t pixels = 0;
         int64_t pieces = 0;
-        for (int64_t i = 0; i < tile_units(p); i++) {
+        for (int64_t i = 0; i < p->units; i++) {
             unit u = tile_unit_at(p, i);
             int kind = tile_kind_of(p, u);
             for (int nv = 1; nv <= 4; nv *= 2) {
