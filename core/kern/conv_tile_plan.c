@@ -119,13 +119,20 @@ static void cut_units(tile_plan *p)
     p->units_w = (int)kern_div_up(g->qw, p->cols);
 }
 
+/* Short sums of pixels that are no row, and whose outputs are near: their tiles make lists. */
+enum { LIST_SUM = 64 };
+static bool can_list(const tile_plan *p)
+{
+    return !p->flat && !p->strips && !p->far && p->g.th * p->g.tw * p->g.c <= LIST_SUM;
+}
+
 /* Two panels at once, where both stay in the first-level cache, or nearly, while the tiles pass over them. */
 enum { PAIR_FLOATS = 1 << 14 };
 
 static bool can_pair(const tile_plan *p)
 {
     const gather *g = &p->g;
-    return kern.tallest[2] && !p->strips && g->o > 3 * kern.lanes && (int64_t)g->th * g->tw * g->c * 4 * kern.lanes <= PAIR_FLOATS;
+    return kern.tallest[2] && !p->strips && !can_list(p) && g->o > 3 * kern.lanes && (int64_t)g->th * g->tw * g->c * 4 * kern.lanes <= PAIR_FLOATS;
 }
 
 static void cut_tasks(tile_plan *p)
@@ -186,12 +193,12 @@ static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(p
 
 /* What comes from memory is fetched tile by tile: calls of several leave gaps. Tall tiles want more pointers than there are
  * registers. */
-enum { SERIES_FLOATS = 1 << 22, SHORT_SUM = 128, LIST_SUM = 64 };
+enum { SERIES_FLOATS = 1 << 22, SHORT_SUM = 128 };
 static bool is_short(const tile_plan *p) { return p->g.th * p->g.tw * p->g.c <= SHORT_SUM; }
 static bool has_series(const tile_plan *p, int nv)       /* of kernels of several taps, or with a stride: a list */
 {
     const gather *g = &p->g;
-    if (!p->flat) return !p->strips && !p->far && nv == 2 && !is_half(g, nv) && g->th * g->tw * g->c <= LIST_SUM;
+    if (!p->flat) return can_list(p) && nv == 2 && !is_half(g, nv);
     return (nv != 2 || is_half(g, nv) || is_short(p)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
 }
 
