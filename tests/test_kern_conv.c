@@ -320,7 +320,8 @@ static const conv_shape known[] = {                                   /* what ne
     { 2, 9, 32, 40, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 40 },           /* the widest tiles of depthwise kernels, of 17 pixels */
     { 1, 9, 33, 24, 24, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 24 },           /* and of 19 */
     { 1, 6, 32, 20, 20, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 20 },
-    { 1, 11, 130, 3, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1 },           /* a stem: its tiles are a list */
+    { 1, 11, 130, 3, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1 },           /* a stem: its tiles are a list, */
+    { 1, 21, 70, 3, 45, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1 },            /* and these strips are one */
     { 1, 9, 11, 40, 136, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 1 },           /* lists of empty sums: phases of the data gradient, */
     { 1, 7, 6, 96, 256, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 1 },            /* and with pairs of panels */
 };

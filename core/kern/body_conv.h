@@ -1,4 +1,5 @@
-/* The register tiles of dense convolution, forward and data gradient; body_wgrad.h has the weight gradient's.
+/* The register tiles of dense convolution, forward and data gradient; body_strip.h has those of neighbours, body_wgrad.h the
+ * weight gradient's.
  *
  * Tile: MR pixels × NV vectors of out-channels. The sum runs over `runs`
  * stretches of `len` consecutive input floats (a tap's channels, or a whole row of taps), the same
@@ -7,12 +8,7 @@
  * two panels of weights: six pixels load ten times for 24 multiply-adds where 14 times two load 16 for 28.
  * A series is several tiles in a row, of sums that are too short for a call each. Where a tile ends, what clamps and
  * stores waits for the last sums and keeps the next tile's out of the machine's window; of short sums lower tiles, of which it
- * holds more than one, lose less by that than they load more.
- *
- * Strip: the same of MR neighbours in a line, for several neighbouring taps
- * at once. A channel of a pixel is then loaded once for all outputs that it belongs to: half of the
- * loads, which count where another thread of the core takes a part of the instructions it can start. Sixteen
- * registers are too few for that. */
+ * holds more than one, lose less by that than they load more. */
 
 enum { NV_MAX = 4 };
 #define PANEL(NV) ((NV) < 2 ? (NV) : 2)                 /* vectors of a panel: four are two panels' */
@@ -163,6 +159,15 @@ INLINE void series_body(const int MR, const int NV, const bool HALF, const tile_
     else series_tiles(MR, NV, HALF, false, t);
 }
 
+/* Of a stem, three taps of three channels each, no loop is left. */
+enum { STEM_RUN = 9 };
+INLINE void list_runs(const int MR, const bool STEM, const float **p, const tile_args *t, vf acc[][NV_MAX])
+{
+    for (const conv_run *r = t->run; r < t->run + t->runs; r++)
+        if (STEM) UNROLL for (int u = 0; u < STEM_RUN; u++) tile_step(MR, 2, false, p, r->x + u, t->w + r->w + 2 * u * LANES, NULL, acc);
+        else tile_stretch(MR, 2, false, false, false, p, r->x, r->x + t->len, t->w + r->w, 0, NULL, acc);
+}
+
 /* The same of any kernel: its pixels stand anywhere. */
 INLINE void list_tiles(const int MR, const bool plain, const tile_args *t)
 {
@@ -172,8 +177,8 @@ INLINE void list_tiles(const int MR, const bool plain, const tile_args *t)
         vf acc[TILE_MAX][NV_MAX];
         tile_bias(MR, 2, false, t, acc);
         UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + ox[i];
-        for (const conv_run *r = t->run; r < t->run + t->runs; r++)
-            tile_stretch(MR, 2, false, false, false, p, r->x, r->x + t->len, t->w + r->w, 0, NULL, acc);
+        if (t->len == STEM_RUN) list_runs(MR, true, p, t, acc);
+        else list_runs(MR, false, p, t, acc);
         tile_store(MR, 2, false, plain, false, t, oy, 0, acc);
     }
 }
@@ -182,56 +187,6 @@ INLINE void list_body(const int MR, const tile_args *t)
 {
     if (is_plain(false, t)) list_tiles(MR, true, t);
     else list_tiles(MR, false, t);
-}
-
-/* W taps of input channels [c, end). ENDS: only the first and the last pixel may be outside the image, which is all
- * that 3×3 kernels want. */
-INLINE void strip_stretch(const int MR, const int NV, const int W, const bool FETCH, const bool ENDS, const float *const *p,
-                          int64_t c, int64_t end, uint32_t live, const float *w, const float *far, vf acc[][NV_MAX])
-{
-    const int last = MR + W - 2;
-    const bool at_first = live & 1, at_last = live >> last & 1;
-    for (; c < end; c++, w += W * NV * LANES) {
-        vf b[STRIP_TAPS][2];
-        if (FETCH) {
-            __builtin_prefetch(far);
-            __builtin_prefetch(far + TILE_FETCH);
-            far += STRIP_FETCH;
-        }
-        UNROLL for (int k = 0; k < W; k++)
-            UNROLL for (int v = 0; v < NV; v++) b[k][v] = v_load(w + (k * NV + v) * LANES);
-        if (!ENDS) live = bits_held(live);
-        UNROLL for (int j = 0; j <= last; j++) {
-            if (ENDS ? (j == 0 && !at_first) || (j == last && !at_last) : !(live >> j & 1)) continue;
-            const vf a = v_held(v_set1(p[j][c]));
-            UNROLL for (int k = 0; k < W; k++)
-                if (j >= k && j - k < MR)
-                    UNROLL for (int v = 0; v < NV; v++) acc[j - k][v] = v_fma(a, b[k][v], acc[j - k][v]);
-        }
-    }
-}
-
-INLINE void strip_run(const int MR, const int NV, const int W, const float *const *p, const tile_args *t, const conv_run *r,
-                      vf acc[][NV_MAX])
-{
-    const float *w = t->w + r->w;
-    const int64_t c = r->x, end = c + t->len;
-    const uint32_t all = (1u << (MR + W - 1)) - 1, ends = 1 | (all + 1) >> 1;
-    if ((r->live | ends) != all) strip_stretch(MR, NV, W, NV == 2, false, p, c, end, r->live, w, t->far ? t->far : w, acc);
-    else if (NV == 2 && t->far) strip_stretch(MR, NV, W, true, true, p, c, end, r->live, w, t->far, acc);
-    else strip_stretch(MR, NV, W, false, true, p, c, end, r->live, w, NULL, acc);
-}
-
-INLINE void strip_body(const int MR, const int NV, const tile_args *t)
-{
-    const float *p[TILE_MAX + STRIP_TAPS - 1];
-    vf acc[TILE_MAX][NV_MAX];
-    UNROLL for (int j = 0; j < MR + STRIP_TAPS - 1; j++) p[j] = t->x + t->ox[0] + j * t->x_step;
-    tile_start(MR, NV, false, t, acc);
-    for (const conv_run *r = t->run; r < t->run + t->runs; r++)
-        if (r->taps == 2) strip_run(MR, NV, 2, p, t, r, acc);
-        else strip_run(MR, NV, 3, p, t, r, acc);
-    tile_end(MR, NV, false, t, acc);
 }
 
 /* Heights that fit the register file: the accumulators, NV vectors of weights, one broadcast. Pixels
@@ -282,9 +237,6 @@ SERIES_2(X)
 #define X(MR, NV) static void list_##MR(const tile_args *t) { list_body(MR, t); }
 SERIES_2(X)
 #undef X
-#define X(MR, NV) static void strip_##MR##_##NV(const tile_args *t) { strip_body(MR, NV, t); }
-STRIPS_1(X) STRIPS_2(X)
-#undef X
 /* As many multiply-adds as the machine can do: `steps` times FMA_CHAINS independent ones. */
 enum { FMA_CHAINS = 12 };
 static double fma_spin(int64_t steps)
@@ -318,9 +270,6 @@ static void fill_conv(kern_table *k)
 #define X(MR, NV) k->list[MR] = list_##MR;
     SERIES_2(X)
 #undef X
-#define X(MR, NV) k->strip[NV - 1][MR] = strip_##MR##_##NV;
-    STRIPS_1(X) STRIPS_2(X)
-#undef X
     k->tallest[0] = TALLEST_1;
     k->tallest[1] = TALLEST_2;
     k->tallest[2] = TALLEST_4;
@@ -328,6 +277,4 @@ static void fill_conv(kern_table *k)
     k->tallest_short[0] = SHORT_1;
     k->tallest_short[1] = SHORT_2;
     k->tallest_short[2] = SHORT_4;
-    k->longest[0] = LONGEST_1;
-    k->longest[1] = LONGEST_2;
 }

@@ -114,14 +114,14 @@ static void fetch_outputs(const tile_plan *p, const tile_args *t, int nv, const 
 static const tile_kernel *kernels_of(const tile_plan *p, int nv, int lanes, bool series)
 {
     const bool half = panel_is_half((panel){ .nv = nv, .lanes = lanes });
-    if (p->strips) return kern.strip[nv - 1];
+    if (p->strips) return series ? kern.strip_list[nv - 1] : kern.strip[nv - 1];
     if (series && !p->flat) return kern.list;
     if (series) return half ? kern.series_half : kern.series[nv / 2];
     return half ? kern.tile_half : kern.tile[nv / 2];
 }
 
 /* Tiles of a call, where they have a series: fetching goes on between calls. */
-enum { SERIES = 8 };
+enum { SERIES = 64 };
 
 /* One panel, or two: its tiles, which differ in where they read, write, and which taps they find. The first ones fetch
  * what comes next, each a part in the order of memory. */

@@ -198,6 +198,7 @@ static bool is_short(const tile_plan *p) { return p->g.th * p->g.tw * p->g.c <= 
 static bool has_series(const tile_plan *p, int nv)       /* of kernels of several taps, or with a stride: a list */
 {
     const gather *g = &p->g;
+    if (p->strips) return !p->far && g->th * g->tw * g->c <= LIST_SUM;
     if (!p->flat) return can_list(p) && nv == 2 && !is_half(g, nv);
     return (nv != 2 || is_half(g, nv) || is_short(p)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
 }

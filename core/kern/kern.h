@@ -11,7 +11,7 @@
 
 #include "core/kern.h"
 
-/* ---- register tiles of dense convolution: body_conv.h, body_wgrad.h ---------------------------- */
+/* ---- register tiles of dense convolution: body_conv.h, body_strip.h, body_wgrad.h -------------- */
 
 enum { TILE_MAX = 16, LANES_MAX = 16, WIDEST = 2 * LANES_MAX };        /* no tile is taller, no vector longer, no panel wider */
 
@@ -195,8 +195,8 @@ typedef struct {
     tile_kernel tile[3][TILE_MAX + 1];                  /* [NV/2][MR], NV 1, 2 or 4 */
     tile_kernel tile_half[TILE_MAX + 1];                /* [MR], NV 2, of the second vector half; w has that half twice */
     tile_kernel series[3][TILE_MAX + 1], series_half[TILE_MAX + 1];     /* as tile; NV 2 up to tallest_short */
-    tile_kernel list[TILE_MAX + 1];                     /* NV 2: series of any runs, pixels where ox and oy say */
-    tile_kernel strip[2][TILE_MAX + 1];                 /* [NV-1][MR] */
+    tile_kernel list[TILE_MAX + 1];                     /* NV 2, pixels where ox and oy say */
+    tile_kernel strip[2][TILE_MAX + 1], strip_list[2][TILE_MAX + 1];    /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);
     void (*slice)(const slice_args *);
     int dot_outs;

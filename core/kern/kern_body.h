@@ -8,6 +8,7 @@
 #include "core/kern/body_full.h"
 #include "core/kern/body_norm.h"
 #include "core/kern/body_pool.h"
+#include "core/kern/body_strip.h"
 #include "core/kern/body_wgrad.h"
 #include "core/kern/body_wino.h"
 
@@ -19,6 +20,7 @@ void KERN_NAME(kern_table *k)
     fill_full(k);
     fill_norm(k);
     fill_pool(k);
+    fill_strip(k);
     fill_wgrad(k);
     fill_wino(k);
 }
