@@ -159,6 +159,50 @@ INLINE void series_body(const int MR, const int NV, const bool HALF, const tile_
     else series_tiles(MR, NV, HALF, false, t);
 }
 
+/* A series of one vector of out-channels: sums of even and of odd channels side by side. */
+INLINE void twin_step(const int MR, const float *const *p, int64_t c, const float *w, vf acc[][NV_MAX])
+{
+    const vf b0 = v_load(w), b1 = v_load(w + LANES);
+    UNROLL for (int i = 0; i < MR; i++) {
+        const vf x = v_set2(p[i] + c);
+        acc[i][0] = v_fma(x, b0, acc[i][0]);
+        acc[i][1] = v_fma(x, b1, acc[i][1]);
+    }
+}
+
+INLINE void twin_tiles(const int MR, const bool plain, const tile_args *t)
+{
+    const int64_t x_step = t->x_step, x_next = MR * x_step - t->len, y_next = MR * t->y_step;
+    const vf bias = t->bias ? v_load_n(t->bias, t->lanes) : v_zero();
+    const float *p[TILE_MAX];
+    int64_t at = t->oy[0];
+    UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + t->ox[0] + t->run->x + i * x_step;
+    for (int k = t->tiles; k > 0; k--, at += y_next) {
+        const float *w = t->w + t->run->w;
+        int left = t->len;
+        vf acc[TILE_MAX][NV_MAX];
+        UNROLL for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = v_zero();
+        for (; left >= 8; left -= 8, w += 8 * LANES) {
+            UNROLL for (int u = 0; u < 4; u++) twin_step(MR, p, 2 * u, w + 2 * u * LANES, acc);
+            UNROLL for (int i = 0; i < MR; i++) p[i] = at_held(p[i] + 8);
+        }
+        for (; left > 0; left -= 2, w += 2 * LANES) {
+            twin_step(MR, p, 0, w, acc);
+            UNROLL for (int i = 0; i < MR; i++) p[i] += 2;
+        }
+        UNROLL for (int i = 0; i < MR; i++)
+            acc[i][0] = v_add(v_add(v_even(acc[i][0], acc[i][1]), v_odd(acc[i][0], acc[i][1])), bias);
+        tile_store(MR, 1, false, plain, true, t, NULL, at, acc);
+        UNROLL for (int i = 0; i < MR; i++) p[i] += x_next;
+    }
+}
+
+INLINE void twin_body(const int MR, const tile_args *t)
+{
+    if (is_plain(false, t)) twin_tiles(MR, true, t);
+    else twin_tiles(MR, false, t);
+}
+
 /* Of a stem, three taps of three channels each, no loop is left. */
 enum { STEM_RUN = 9 };
 INLINE void list_runs(const int MR, const bool STEM, const float **p, const tile_args *t, vf acc[][NV_MAX])
@@ -197,8 +241,9 @@ INLINE void list_body(const int MR, const tile_args *t)
 #define TALLER_1(X) X(9, 1) X(10, 1) X(11, 1) X(12, 1)
 #define MORE_1(X) TALLER_1(X) X(13, 1) X(14, 1) X(15, 1) X(16, 1)
 #define MORE_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2)
-enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 8, SHORT_1 = 12, SHORT_2 = 7, SHORT_4 = 4, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
+enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 8, SHORT_1 = 6, SHORT_2 = 7, SHORT_4 = 4, WTALLEST_1 = 16, WTALLEST_2 = 14, LONGEST_1 = 16, LONGEST_2 = 12 };
 #define SERIES_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2)
+#define TWINS(X) HEIGHTS_2(X) X(6, 2)
 #define HEIGHTS_4(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4)
 #define STRIPS_1(X) HEIGHTS_1(X) MORE_1(X)
 #define STRIPS_2(X) HEIGHTS_2(X) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2)
@@ -207,7 +252,8 @@ enum { TALLEST_1 = 12, TALLEST_2 = 14, TALLEST_4 = 6, TALLEST_HALF = 8, SHORT_1 
 #define MORE_1(X)
 #define MORE_2(X) X(6, 2)
 #define SERIES_2(X) HEIGHTS_2(X) X(6, 2)
-enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, TALLEST_HALF = 6, SHORT_1 = 8, SHORT_2 = 6, SHORT_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define TWINS(X) SERIES_2(X)
+enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, TALLEST_HALF = 6, SHORT_1 = 6, SHORT_2 = 6, SHORT_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 6, LONGEST_1 = 0, LONGEST_2 = 0 };
 #define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
@@ -216,7 +262,8 @@ enum { TALLEST_1 = 8, TALLEST_2 = 6, TALLEST_4 = 0, TALLEST_HALF = 6, SHORT_1 = 
 #define MORE_1(X)
 #define MORE_2(X)
 #define SERIES_2(X) HEIGHTS_2(X)
-enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, TALLEST_HALF = 5, SHORT_1 = 8, SHORT_2 = 5, SHORT_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
+#define TWINS(X) SERIES_2(X)
+enum { TALLEST_1 = 8, TALLEST_2 = 5, TALLEST_4 = 0, TALLEST_HALF = 5, SHORT_1 = 5, SHORT_2 = 5, SHORT_4 = 0, WTALLEST_1 = 8, WTALLEST_2 = 5, LONGEST_1 = 0, LONGEST_2 = 0 };
 #define HEIGHTS_4(X)
 #define STRIPS_1(X)
 #define STRIPS_2(X)
@@ -229,10 +276,13 @@ HEIGHTS_1(X) TALLER_1(X) HEIGHTS_2(X) MORE_2(X) HEIGHTS_4(X)
 HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) static void series_##MR##_##NV(const tile_args *t) { series_body(MR, NV, false, t); }
-HEIGHTS_1(X) TALLER_1(X) SERIES_2(X) HEIGHTS_4(X)
+SERIES_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) static void series_half_##MR(const tile_args *t) { series_body(MR, 2, true, t); }
 SERIES_2(X)
+#undef X
+#define X(MR, NV) static void twin_##MR(const tile_args *t) { twin_body(MR, t); }
+TWINS(X)
 #undef X
 #define X(MR, NV) static void list_##MR(const tile_args *t) { list_body(MR, t); }
 SERIES_2(X)
@@ -262,10 +312,13 @@ static void fill_conv(kern_table *k)
     HEIGHTS_2(X) MORE_2(X)
 #undef X
 #define X(MR, NV) k->series[NV / 2][MR] = series_##MR##_##NV;
-    HEIGHTS_1(X) TALLER_1(X) SERIES_2(X) HEIGHTS_4(X)
+    SERIES_2(X) HEIGHTS_4(X)
 #undef X
 #define X(MR, NV) k->series_half[MR] = series_half_##MR;
     SERIES_2(X)
+#undef X
+#define X(MR, NV) k->series[0][MR] = twin_##MR;
+    TWINS(X)
 #undef X
 #define X(MR, NV) k->list[MR] = list_##MR;
     SERIES_2(X)

@@ -1,7 +1,7 @@
 /* Forward and data gradient on the register tile, as conv_tile_plan.c has planned them.
  *
  * Packed weights: [group][panel][tap row][tap column][c][16*NV], of strips [group][panel][tap row][chunk][c][tap][16*NV]. A
- * panel of one and a half vectors has the half twice. */
+ * panel of one and a half vectors has the half twice; twins are [c/2][16][2]. */
 #include <math.h>
 #include <string.h>
 
@@ -51,6 +51,11 @@ static void pack_piece(void *ctx, int64_t i, int worker)
     else
         for (int o = 0; o < valid; o++)
             for (int r = 0; r < n; r++) turn[r][o] = w[o * step + from[r]];
+    if (tile_is_twin(j->p, v.nv)) {
+        for (int r = 0; r < n; r++)
+            for (int o = 0; o < wide; o++) to[(int64_t)(r0 + r) / 2 * 2 * wide + 2 * o + (r0 + r) % 2] = turn[r][o];
+        return;
+    }
     for (int r = 0; r < n; r++) {
         memcpy(turn[r] + wide - half, turn[r] + wide - 2 * half, (size_t)half * sizeof(float));
         memcpy(to + row[r], turn[r], (size_t)wide * sizeof *to);

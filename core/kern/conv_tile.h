@@ -15,6 +15,9 @@
  *
  * The pixels of 1×1 convolutions stand in a row, and so do their tiles: those of one height are a series, of which
  * a call does several. So it does of other short sums, a stem's, whose pixels it is told one by one, a list.
+ * One vector of out-channels would load a pixel for every multiply-add. In a series it loads two channels of a pixel at
+ * once, twins, whose weights are interleaved: even and odd channels have sums of their own, for half of the out-channels
+ * in each of two vectors, and are added up at the end.
  *
  * Where a panel of weights is too long to stay in the cache while the tiles of a unit pass over it,
  * the sum is cut into blocks, parts of one row of taps each. All tiles pass over one block while the
@@ -76,6 +79,8 @@ typedef struct { int which, first, taps; } tap_chunk;
 tap_chunk tile_chunk_of(const tile_plan *p, int b);
 unit    tile_unit_at(const tile_plan *p, int64_t i);
 int     tile_kind_of(const tile_plan *p, unit u);
+/* Panels of nv vectors: two in-channels at a time, their weights interleaved. */
+bool    tile_is_twin(const tile_plan *p, int nv);
 /* Rows and columns of the image that `outputs` outputs of an axis reach, border counted. */
 int     gather_span(int outputs, int stride, const int *offset, int taps);
 /* Floats of packed weights before panel i of a group; i = panel_count: of the whole group. */

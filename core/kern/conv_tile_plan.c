@@ -188,6 +188,9 @@ static bool classes_new(classes *k, int outputs, const int *offset, int taps, in
     return true;
 }
 
+/* The order of a sum must not depend on how many pixels there are: twins are of one channel count, whatever else. */
+bool tile_is_twin(const tile_plan *p, int nv) { return nv == 1 && p->flat && p->g.c % 2 == 0 && !is_long(&p->g); }
+
 /* All panels of nv vectors are one, and that is half. */
 static bool is_half(const gather *g, int nv) { return nv == 2 && panel_is_half(panel_at(g->o, 0)); }
 
@@ -200,13 +203,14 @@ static bool has_series(const tile_plan *p, int nv)       /* of kernels of severa
     const gather *g = &p->g;
     if (p->strips) return !p->far && g->th * g->tw * g->c <= LIST_SUM;
     if (!p->flat) return can_list(p) && nv == 2 && !is_half(g, nv);
-    return (nv != 2 || is_half(g, nv) || is_short(p)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
+    if (nv == 1) return tile_is_twin(p, nv);
+    return (nv == 4 || is_half(g, nv) || is_short(p)) && (int64_t)g->qw * (g->c + g->o) * g->groups < SERIES_FLOATS;
 }
 
 static int tiles_for(const tile_plan *p, int64_t pixels, int nv)
 {
     const bool series = has_series(p, nv);
-    const int *tall = series && is_short(p) ? kern.tallest_short : kern.tallest;
+    const int *tall = series && (nv == 1 || is_short(p)) ? kern.tallest_short : kern.tallest;
     return (int)kern_div_up(pixels, series && is_half(&p->g, nv) ? kern.tallest_half : tall[nv / 2]);
 }
 

@@ -25,7 +25,8 @@ typedef struct {
 
 /* y[oy[i]][0 … 16*NV) = clamp(bias + sum over runs of x[ox[i] + run.x …]·w[run.w …] + residual). A strip has its
  * pixels x_step apart, from ox[0] on, and taps as far from each other, which lie side by side in w. A series is many
- * tiles of one run, its pixels x_step and y_step apart, from ox[0] and oy[0] on; a list is many tiles of any runs. */
+ * tiles of one run, its pixels x_step and y_step apart, from ox[0] and oy[0] on; of one vector they are twins: len is even, w is
+ * [len/2][16][2]. A list is many tiles of any runs. */
 typedef struct {
     const float *x, *w;
     const int32_t *ox, *oy;                             /* MR pixels: floats from x and from y */
@@ -194,7 +195,7 @@ typedef struct {
     int tallest_half, tallest_short[3];                 /* in series: of halves, of sums of few products */
     tile_kernel tile[3][TILE_MAX + 1];                  /* [NV/2][MR], NV 1, 2 or 4 */
     tile_kernel tile_half[TILE_MAX + 1];                /* [MR], NV 2, of the second vector half; w has that half twice */
-    tile_kernel series[3][TILE_MAX + 1], series_half[TILE_MAX + 1];     /* as tile; NV 2 up to tallest_short */
+    tile_kernel series[3][TILE_MAX + 1], series_half[TILE_MAX + 1];     /* as tile; NV 1 and 2 up to tallest_short */
     tile_kernel list[TILE_MAX + 1];                     /* NV 2, pixels where ox and oy say */
     tile_kernel strip[2][TILE_MAX + 1], strip_list[2][TILE_MAX + 1];    /* [NV-1][MR] */
     void (*wtile[2][TILE_MAX + 1])(const wtile_args *);

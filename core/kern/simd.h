@@ -8,6 +8,7 @@
  * v_stream stores past the caches, where the machine can, to an address that is a multiple of a vector's bytes:
  * other threads see it after stream_end.
  * v_held(a) is a, in a register: gcc would rather read memory again for each use.
+ * v_set2(p) is p[0] and p[1] again and again; v_even(a, b) is the even lanes of a, then those of b, v_odd(a, b) the odd ones.
  * v_halves(a, b) is the first half of a and the last of b; v_swap(a) exchanges a's.
  * bits_held(a) is a, of which nothing is known: gcc would rather have a register for each of its bits. at_held(p) is p: gcc would
  * rather have a register for each distance from where it was. step_held(s) is s: for each of its multiples.
@@ -47,10 +48,19 @@ INLINE __mmask16 v_mask(int n) { return (__mmask16)((1u << n) - 1); }
 INLINE vf v_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(v_mask(n), p); }
 INLINE void v_store_n(float *p, int n, vf a) { _mm512_mask_storeu_ps(p, v_mask(n), a); }
 INLINE vf v_set1(float a) { return _mm512_set1_ps(a); }
+INLINE vf v_set2(const float *p) { double two; memcpy(&two, p, sizeof two); return _mm512_castpd_ps(_mm512_set1_pd(two)); }
 INLINE vf v_zero(void) { return _mm512_setzero_ps(); }
 INLINE vf v_held(vf a) { __asm__("" : "+v"(a)); return a; }
 INLINE vf v_halves(vf a, vf b) { return _mm512_mask_blend_ps(0xff00, a, b); }
 INLINE vf v_swap(vf a) { return _mm512_shuffle_f32x4(a, a, 0x4e); }
+INLINE vf v_even(vf a, vf b)
+{
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+}
+INLINE vf v_odd(vf a, vf b)
+{
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
+}
 INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -111,10 +121,14 @@ INLINE void v_store_n(float *p, int n, vf a)
     else _mm256_maskstore_ps(p, v_mask(n), a);
 }
 INLINE vf v_set1(float a) { return _mm256_set1_ps(a); }
+INLINE vf v_set2(const float *p) { double two; memcpy(&two, p, sizeof two); return _mm256_castpd_ps(_mm256_set1_pd(two)); }
 INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
 INLINE vf v_held(vf a) { __asm__("" : "+x"(a)); return a; }
 INLINE vf v_halves(vf a, vf b) { return _mm256_blend_ps(a, b, 0xf0); }
 INLINE vf v_swap(vf a) { return _mm256_permute2f128_ps(a, a, 1); }
+INLINE vf v_in_order(vf a) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8)); }
+INLINE vf v_even(vf a, vf b) { return v_in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+INLINE vf v_odd(vf a, vf b) { return v_in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
 INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
@@ -173,10 +187,13 @@ INLINE void v_store_n(float *p, int n, vf a)
     else memcpy(p, &a, (size_t)n * sizeof *p);
 }
 INLINE vf v_set1(float a) { return (vf){ a, a, a, a }; }
+INLINE vf v_set2(const float *p) { return (vf){ p[0], p[1], p[0], p[1] }; }
 INLINE vf v_zero(void) { return (vf){ 0 }; }
 INLINE vf v_held(vf a) { return a; }
 INLINE vf v_halves(vf a, vf b) { return (vf){ a[0], a[1], b[2], b[3] }; }
 INLINE vf v_swap(vf a) { return (vf){ a[2], a[3], a[0], a[1] }; }
+INLINE vf v_even(vf a, vf b) { return (vf){ a[0], a[2], b[0], b[2] }; }
+INLINE vf v_odd(vf a, vf b) { return (vf){ a[1], a[3], b[1], b[3] }; }
 INLINE vf v_add(vf a, vf b) { return a + b; }
 INLINE vf v_sub(vf a, vf b) { return a - b; }
 INLINE vf v_mul(vf a, vf b) { return a * b; }
