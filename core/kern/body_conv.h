@@ -145,7 +145,7 @@ INLINE void series_tiles(const int MR, const int NV, const bool HALF, const bool
     for (int k = t->tiles; k > 0; k--, at += y_next) {
         vf acc[TILE_MAX][NV_MAX];
         tile_bias(MR, NV, HALF, t, acc);
-        if (NV > 1 && t->far) tile_stretch(MR, NV, HALF, true, true, p, 0, t->len, w, t->pair, t->far, acc);
+        if (t->far) tile_stretch(MR, NV, HALF, true, true, p, 0, t->len, w, t->pair, t->far, acc);
         else tile_stretch(MR, NV, HALF, false, true, p, 0, t->len, w, t->pair, NULL, acc);
         if (HALF) tile_unfold(MR, acc);
         tile_store(MR, NV, HALF, plain, true, t, NULL, at, acc);
