@@ -145,7 +145,7 @@ static void run_tiles(const tile_plan *p, tile_args *t, int nv, const tile_list 
         if (p->far && piece + 1 < list->piece + list->n) fetch_outputs(p, t, nv, piece + 1);
         t->far = at < wide ? t->w + (1 + nv / 4 + at / panel_wide) * t->pair + (int64_t)t->len * (at % panel_wide) : NULL;
         kernel[piece->height](t);
-        for (int i = 0; i < t->tiles; i++) fetch_some(next);
+        for (int i = 0; i < t->tiles && next->at < next->end; i++) fetch_some(next);
     }
 }
 
@@ -298,9 +298,10 @@ static void run_task(const tile_job *j, int64_t i, int worker)
     int64_t u0 = stretch * p->units_per_task, u1 = kern_min(p->units, u0 + p->units_per_task), ic = (int64_t)g->c * g->groups;
     int first = (int)slice * p->panels_per_task, end = (int)kern_min(p->panels, first + p->panels_per_task);
     float *own = j->scratch + (size_t)worker * j->own;
-    int channels = g->o * g->groups, c0 = first_channel(p, first), nc = first_channel(p, end) - c0;
-    row_part part = { 0 };
     const grad_moments *moments = j->moments;
+    const bool sums = j->ep->part || moments;
+    int channels = g->o * g->groups, c0 = sums ? first_channel(p, first) : 0, nc = sums ? first_channel(p, end) - c0 : 0;
+    row_part part = { 0 };
     if (j->ep->part) part = row_part_open(j->ep->part + stretch * ROW_PART(channels), channels, c0, nc, channels);
     if (moments) grad_moments_open(moments, stretch, c0, nc);
     for (int64_t k = u0; k < u1; k++) {
