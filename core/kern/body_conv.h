@@ -203,12 +203,13 @@ INLINE void twin_body(const int MR, const tile_args *t)
     else twin_tiles(MR, false, t);
 }
 
-/* Of a stem, three taps of three channels each, no loop is left. */
-enum { STEM_RUN = 9 };
-INLINE void list_runs(const int MR, const bool STEM, const float **p, const tile_args *t, vf acc[][NV_MAX])
+/* Of so many steps no loop is left: a stem's, three taps of three channels each, and a pixel's that is one line of memory, which
+ * is fetched a tile ahead. */
+enum { STEM_RUN = 9, LINE_RUN = 16 };
+INLINE void list_runs(const int MR, const int RUN, const float **p, const tile_args *t, vf acc[][NV_MAX])
 {
     for (const conv_run *r = t->run; r < t->run + t->runs; r++)
-        if (STEM) UNROLL for (int u = 0; u < STEM_RUN; u++) tile_step(MR, 2, false, p, r->x + u, t->w + r->w + 2 * u * LANES, NULL, acc);
+        if (RUN) UNROLL for (int u = 0; u < RUN; u++) tile_step(MR, 2, false, p, r->x + u, t->w + r->w + 2 * u * LANES, NULL, acc);
         else tile_stretch(MR, 2, false, false, false, p, r->x, r->x + t->len, t->w + r->w, 0, NULL, acc);
 }
 
@@ -221,8 +222,11 @@ INLINE void list_tiles(const int MR, const bool plain, const tile_args *t)
         vf acc[TILE_MAX][NV_MAX];
         tile_bias(MR, 2, false, t, acc);
         UNROLL for (int i = 0; i < MR; i++) p[i] = t->x + ox[i];
-        if (t->len == STEM_RUN) list_runs(MR, true, p, t, acc);
-        else list_runs(MR, false, p, t, acc);
+        if (t->len == LINE_RUN) {
+            if (k > 1) UNROLL for (int i = 0; i < MR; i++) __builtin_prefetch(t->x + ox[MR + i]);
+            list_runs(MR, LINE_RUN, p, t, acc);
+        } else if (t->len == STEM_RUN) list_runs(MR, STEM_RUN, p, t, acc);
+        else list_runs(MR, 0, p, t, acc);
         tile_store(MR, 2, false, plain, false, t, oy, 0, acc);
     }
 }
