@@ -67,15 +67,21 @@ static int even(int total, int at_most)
 }
 
 /* Sums over a task's outputs are parts of a norm's sums, and those are the same for any number of threads. Else a thread
- * wants a few tasks, to help others with: smaller ones have more tiles that are not full. */
+ * wants a few tasks, to help others with, and one that is alone a single one: smaller ones have more tiles that are not full,
+ * and of a layer of few microseconds what a task costs by itself is a part. */
 enum { TASKS_OF_THREAD = 4 };
+
+static int64_t tasks_at_most(const tile_plan *p)
+{
+    if (p->sums && !p->inside) return PIECES;
+    return p->inside || p->workers == 1 ? 1 : kern_min(PIECES, TASKS_OF_THREAD * p->workers);
+}
 
 static int64_t tasks_wanted(const tile_plan *p)
 {
     const gather *g = &p->g;
     int64_t macs = (int64_t)g->n * g->qh * g->qw * g->th * g->tw * g->c * g->o * g->groups;
-    int64_t most = p->inside ? 1 : p->sums ? PIECES : kern_min(PIECES, TASKS_OF_THREAD * p->workers);
-    return kern_max(1, kern_min(most, macs / PIECE_MACS));
+    return kern_max(1, kern_min(tasks_at_most(p), macs / PIECE_MACS));
 }
 
 /* A panel above PANEL_FLOATS leaves the second-level cache no room for anything else: its sums are
