@@ -79,20 +79,36 @@ INLINE void dw_taps(const int T, const int S, const int W, const bool full, int 
     }
 }
 
-INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
-                          const dw_steps *x_step, const float *w, int64_t w_step, const dw_chunk *k, vf *acc)
+/* All rows of a chunk before the next chunk: to ask in every row how many taps there are cost as much as the taps. */
+INLINE void dw_rows(const int T, const int S, const int W, const bool full, int n, const dw_pro *in, const dw_args *d, const float *x,
+                    const dw_steps *x_step, const float *w, uint32_t live, vf *acc)
+{
+    const int64_t x_row = d->x_row, w_row = d->w_row, w_step = d->w_step;
+    for (int a = d->rows; a > 0; a--, x += x_row, w += w_row) dw_taps(T, S, W, full, n, in, x, x_step, w, w_step, live, acc);
+}
+
+/* Pixels that are all inside are not asked for, one by one. */
+INLINE void dw_chunk_rows(const int T, const int S, const int W, const dw_pro *in, const dw_args *d, const float *x,
+                          const dw_steps *x_step, const float *w, uint32_t live, vf *acc)
+{
+    if (live == DW_PIXELS(T, S, W)) dw_rows(T, S, W, true, LANES, in, d, x, x_step, w, DW_PIXELS(T, S, W), acc);
+    else dw_rows(T, S, W, true, LANES, in, d, x, x_step, w, live, acc);
+}
+
+INLINE void dw_chunk_taps(const int T, const int S, const bool full, int n, const dw_pro *in, const dw_args *d, const float *x,
+                          const dw_steps *x_step, const float *w, const dw_chunk *k, vf *acc)
 {
     if (!full) {
         for (int b = 0; b < k->taps; b++)
-            dw_taps(T, S, 1, full, n, in, dw_at(x, b, x_step), x_step, w + b * w_step, w_step, k->live >> b, acc);
+            dw_rows(T, S, 1, full, n, in, d, dw_at(x, b, x_step), x_step, w + b * d->w_step, k->live >> b, acc);
         return;
     }
     switch (k->taps) {
-    case 1: dw_taps(T, S, 1, full, n, in, x, x_step, w, w_step, k->live, acc); break;
-    case 2: dw_taps(T, S, 2, full, n, in, x, x_step, w, w_step, k->live, acc); break;
-    case 3: dw_taps(T, S, 3, full, n, in, x, x_step, w, w_step, k->live, acc); break;
-    case 4: dw_taps(T, S, 4, full, n, in, x, x_step, w, w_step, k->live, acc); break;
-    default: dw_taps(T, S, 5, full, n, in, x, x_step, w, w_step, k->live, acc); break;
+    case 1: dw_chunk_rows(T, S, 1, in, d, x, x_step, w, k->live, acc); break;
+    case 2: dw_chunk_rows(T, S, 2, in, d, x, x_step, w, k->live, acc); break;
+    case 3: dw_chunk_rows(T, S, 3, in, d, x, x_step, w, k->live, acc); break;
+    case 4: dw_chunk_rows(T, S, 4, in, d, x, x_step, w, k->live, acc); break;
+    default: dw_chunk_rows(T, S, 5, in, d, x, x_step, w, k->live, acc); break;
     }
 }
 
@@ -144,9 +160,8 @@ INLINE void dw_vector(const int kind, const int T, const int S, const int W, con
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
         dw_taps(T, S, W, full, n, in, x + d->at + a * x_row, &x_step, w + a * w_row, w_step, live, acc);
-    else for (int a = 0; a < d->rows; a++, x += x_row, w += w_row)
-        for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
-            dw_chunk_taps(T, S, full, n, in, x + k->x, &x_step, w + k->w * w_step, w_step, k, acc);
+    else for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
+        dw_chunk_taps(T, S, full, n, in, d, x + k->x, &x_step, w + k->w * w_step, k, acc);
     dw_store(kind, T, full, d, at.y + c, n, W ? T : d->count, acc);
 }
 
@@ -172,20 +187,34 @@ INLINE void dw_wgrad_taps(const int T, const int S, const int W, const bool full
     UNROLL for (int b = 0; b < W; b++) v_store(sum + b * sum_step, v_add(acc[b][0], acc[b][1]));
 }
 
-INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, const dw_pro *in, const float *x,
-                           const dw_steps *x_step, const vf *g, float *sum, int64_t sum_step, const dw_chunk *k)
+INLINE void dw_wgrad_rows(const int T, const int S, const int W, const bool full, int n, const dw_pro *in, const dw_args *d,
+                          const float *x, const dw_steps *x_step, const vf *g, float *sum, uint32_t live)
+{
+    const int64_t x_row = d->x_row, w_row = d->w_row, w_step = d->w_step;
+    for (int a = d->rows; a > 0; a--, x += x_row, sum += w_row) dw_wgrad_taps(T, S, W, full, n, in, x, x_step, g, sum, w_step, live);
+}
+
+INLINE void dw_wgrad_chunk_rows(const int T, const int S, const int W, const dw_pro *in, const dw_args *d, const float *x,
+                                const dw_steps *x_step, const vf *g, float *sum, uint32_t live)
+{
+    if (live == DW_PIXELS(T, S, W)) dw_wgrad_rows(T, S, W, true, LANES, in, d, x, x_step, g, sum, DW_PIXELS(T, S, W));
+    else dw_wgrad_rows(T, S, W, true, LANES, in, d, x, x_step, g, sum, live);
+}
+
+INLINE void dw_wgrad_chunk(const int T, const int S, const bool full, int n, const dw_pro *in, const dw_args *d, const float *x,
+                           const dw_steps *x_step, const vf *g, float *sum, const dw_chunk *k)
 {
     if (!full) {
         for (int b = 0; b < k->taps; b++)
-            dw_wgrad_taps(T, S, 1, full, n, in, dw_at(x, b, x_step), x_step, g, sum + b * sum_step, sum_step, k->live >> b);
+            dw_wgrad_rows(T, S, 1, full, n, in, d, dw_at(x, b, x_step), x_step, g, sum + b * d->w_step, k->live >> b);
         return;
     }
     switch (k->taps) {
-    case 1: dw_wgrad_taps(T, S, 1, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
-    case 2: dw_wgrad_taps(T, S, 2, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
-    case 3: dw_wgrad_taps(T, S, 3, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
-    case 4: dw_wgrad_taps(T, S, 4, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
-    default: dw_wgrad_taps(T, S, 5, full, n, in, x, x_step, g, sum, sum_step, k->live); break;
+    case 1: dw_wgrad_chunk_rows(T, S, 1, in, d, x, x_step, g, sum, k->live); break;
+    case 2: dw_wgrad_chunk_rows(T, S, 2, in, d, x, x_step, g, sum, k->live); break;
+    case 3: dw_wgrad_chunk_rows(T, S, 3, in, d, x, x_step, g, sum, k->live); break;
+    case 4: dw_wgrad_chunk_rows(T, S, 4, in, d, x, x_step, g, sum, k->live); break;
+    default: dw_wgrad_chunk_rows(T, S, 5, in, d, x, x_step, g, sum, k->live); break;
     }
 }
 
@@ -202,9 +231,8 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) for (int a = 0; a < 3; a++)
         dw_wgrad_taps(T, S, W, full, n, in, x + d->at + a * x_row, &x_step, g, sum + a * w_row, w_step, live);
-    else for (int a = 0; a < d->rows; a++, x += x_row, sum += w_row)
-        for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
-            dw_wgrad_chunk(T, S, full, n, in, x + k->x, &x_step, g, sum + k->w * w_step, w_step, k);
+    else for (const dw_chunk *k = d->chunk; k < d->chunk + d->chunks; k++)
+        dw_wgrad_chunk(T, S, full, n, in, d, x + k->x, &x_step, g, sum + k->w * w_step, k);
 }
 
 /* One vector of the forward pass or of the weight gradient. */
