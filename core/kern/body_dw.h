@@ -1,6 +1,6 @@
 /* Depthwise convolution: T neighbouring outputs of one vector of channels in registers. A pixel is
  * loaded once for all taps of a chunk that read it. The 3×3 kernel of a tile that is full, alone or
- * at a padded side, has its branches folded away; everything else asks pixel by pixel. */
+ * at a padded side, has its branches folded away; of everything else, chunks that reach outside ask pixel by pixel. */
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
