@@ -516,6 +516,29 @@ static void maps_that_are_far_equal_those_of_one_image(void)
         }
 }
 
+/* With two threads each goes through less, which it need not fetch; tiles and their sums are the same. */
+static void weight_gradients_of_far_maps_do_not_depend_on_threads(void)
+{
+    static const conv_shape far[] = {
+        { 70, 32, 32, 48, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 48 },  { 84, 32, 32, 40, 40, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 40 },
+        { 44, 32, 32, 48, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 48 },
+    };
+    for (size_t i = 0; i < sizeof far / sizeof *far; i++) {
+        sample t = { .s = far[i] };
+        result one_thread, two;
+        const size_t nw = count_w(&t.s);
+        sample_fill(&t, 95 + i);
+        sample_want(&t);
+        if (!start(NULL, NULL, 1) || !run(&t, CONV_FORWARD | CONV_WEIGHT_GRAD, &one_thread)) { CHECK(false); return; }
+        if (!start(NULL, NULL, 2) || !run(&t, CONV_FORWARD | CONV_WEIGHT_GRAD, &two)) { CHECK(false); return; }
+        CHECK(worst(one_thread.dw, t.dw, nw) <= 3e-6);
+        CHECK(!memcmp(one_thread.dw, two.dw, nw * sizeof *two.dw));
+        result_drop(&t, &one_thread);
+        result_drop(&t, &two);
+        sample_drop(&t);
+    }
+}
+
 /* Whether an output is one of few or of many, of a whole vector or a part: its sum is the same. (Not of twins, which add up
  * even and odd channels apart.) The last one's sums come in parts. */
 static void an_out_channel_does_not_depend_on_how_many_there_are(void)
@@ -629,6 +652,7 @@ int main(void)
     RUN(threads_do_not_change_a_bit_of_im2col);
     RUN(a_prologue_changes_no_bit);
     RUN(maps_that_are_far_equal_those_of_one_image);
+    RUN(weight_gradients_of_far_maps_do_not_depend_on_threads);
     RUN(an_out_channel_does_not_depend_on_how_many_there_are);
     RUN(a_nan_in_the_image_survives_the_activation);
     RUN(shapes_that_cannot_be_are_refused);

@@ -4,18 +4,15 @@
 
 INLINE vf dw_load(const float *p, const bool full, int n) { return full ? v_load(p) : v_load_n(p, n); }
 
-/* Values that are far are fetched by the way in wide tiles: large maps are cut into those. */
-enum { FAR_WIDTH = 7 };
-
 /* What a kernel does with its tiles; streamed outputs go past the caches. */
 enum { DW_FORWARD, DW_STREAM, DW_WGRAD };
 
-/* Of a tile: floats from the first one's x and y. */
-typedef struct { int64_t x, y; } dw_place;
+/* Of a tile: floats from the first one's x and y, and from its own to what is fetched by the way. */
+typedef struct { int64_t x, y; const dw_ahead *ahead; } dw_place;
 
 INLINE dw_place dw_tile_at(const dw_args *d, int line, int tile)
 {
-    return (dw_place){ line * d->x_line + tile * d->x_next, line * d->y_line + tile * d->y_next };
+    return (dw_place){ line * d->x_line + tile * d->x_next, line * d->y_line + tile * d->y_next, &d->ahead[tile >= d->turn] };
 }
 
 /* The prologue of one vector of channels; nobody asks where there is none. */
@@ -131,15 +128,15 @@ INLINE void dw_store(const int kind, const int T, const bool full, const dw_args
 
 /* What tiles to come will want, before it is wanted: memory is too far to be waited for. Of all channels, those [c, …) fetch
  * their share in the order of memory, as tile_stretch does. */
-INLINE void dw_fetch(const int kind, const int T, const int S, const dw_args *d, const float *x, const float *out, int c)
+INLINE void dw_fetch(const int kind, const int T, const int S, const dw_args *d, const dw_ahead *ahead, const float *x, const float *out, int c)
 {
     const bool whole = d->channels == d->x_step && d->channels == d->y_step;
     const int64_t x_step = whole ? LANES : d->x_step, y_step = whole ? LANES : d->y_step;
-    x += d->at + d->x_ahead + (whole ? c * (T * S - 1) : 0);
+    x += d->at + ahead->x + (whole ? c * (T * S - 1) : 0);
     for (int a = d->rows - d->fetched; a < d->rows; a++)
         UNROLL for (int j = 0; j < T * S; j++) __builtin_prefetch(x + a * d->x_row + j * x_step);
     if (kind == DW_STREAM) return;
-    out += d->y_ahead + (whole ? c * (T - 1) : 0);
+    out += ahead->y + (whole ? c * (T - 1) : 0);
     UNROLL for (int t = 0; t < T; t++)
         if (kind == DW_FORWARD) __builtin_prefetch(out + t * y_step, 1);           /* clang wants to see a constant */
         else __builtin_prefetch(out + t * y_step);
@@ -155,7 +152,7 @@ INLINE void dw_vector(const int kind, const int T, const int S, const int W, con
     const dw_steps x_step = dw_steps_of(d->x_step);
     const float *x = d->x + at.x + c, *w = d->w + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T >= FAR_WIDTH && d->fetched) dw_fetch(kind, T, S, d, x, d->y + at.y + c, c);
+    if (d->fetched) dw_fetch(kind, T, S, d, at.ahead, x, d->y + at.y + c, c);
     vf acc[8], start = d->bias ? dw_load(d->bias + c, full, n) : v_zero();
     UNROLL for (int t = 0; t < T; t++) acc[t] = start;
     if (W) for (int a = 0; a < 3; a++)
@@ -226,7 +223,7 @@ INLINE void dw_wgrad_vector(const int T, const int S, const int W, const uint32_
     const float *x = d->x + at.x + c, *dy = d->dy + at.y + c;
     float *sum = d->sum + c;
     const dw_pro own = dw_prologue(full, d, c, n), *in = prologue ? &own : NULL;
-    if (T >= FAR_WIDTH && d->fetched) dw_fetch(DW_WGRAD, T, S, d, x, dy, c);
+    if (d->fetched) dw_fetch(DW_WGRAD, T, S, d, at.ahead, x, dy, c);
     vf g[8];
     UNROLL for (int t = 0; t < T; t++) g[t] = W || t < d->count ? dw_load(dy + t * d->y_step, full, n) : v_zero();
     if (W) for (int a = 0; a < 3; a++)
@@ -293,8 +290,7 @@ INLINE int dw_any(const int kind, const int T, const int S, const bool prologue,
         int done = d->scale ? dw_three(KIND, T, S, true, d) : dw_three(KIND, T, S, false, d); \
         if (done < d->channels) NAME##_any_##T##_##S(d, done); \
     }
-#define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) FAR_WIDTHS(X)
-#define FAR_WIDTHS(X) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
+#define WIDTHS(X) X(0, 4, 1) X(0, 4, 2) X(1, 7, 1) X(1, 7, 2) X(2, 8, 1) X(2, 8, 2)
 #define X(I, T, S) KERNELS(dw, DW_FORWARD, T, S) KERNELS(dw_wgrad, DW_WGRAD, T, S)
 WIDTHS(X)
 #undef X
@@ -307,7 +303,7 @@ WIDTHS(X)
         int done = dw_three(DW_STREAM, T, S, false, d); \
         if (done < d->channels) dw_any_##T##_##S(d, done); \
     }
-FAR_WIDTHS(X)
+WIDTHS(X)
 #undef X
 
 static void fill_dw(kern_table *k)
@@ -316,6 +312,6 @@ static void fill_dw(kern_table *k)
     WIDTHS(X)
 #undef X
 #define X(I, T, S) k->dw_stream[I][S - 1] = dw_stream_##T##_##S;
-    FAR_WIDTHS(X)
+    WIDTHS(X)
 #undef X
 }

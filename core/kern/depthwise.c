@@ -29,10 +29,12 @@ struct dw_plan {
 
 /* ---- planning ----------------------------------------------------------------------------------- */
 
-static int best_width(int outputs)
+/* Narrow tiles, if they fill a row, where the first-level cache holds no more: of stride 2 two rows for the next tile. */
+static int best_width(int outputs, bool narrow)
 {
     int best = 0;
     double least = 1e300;
+    if (narrow && outputs % dw_widths[0] == 0) return 0;
     for (int i = 0; i < DW_WIDTHS; i++) {
         double cost = (double)kern_div_up(outputs, dw_widths[i]) * (dw_widths[i] + 1.5);
         if (cost < least) { least = cost; best = i; }
@@ -103,11 +105,12 @@ dw_plan *dw_plan_new(const gather *from, const conv_shape *s, size_t packed_at, 
     p->s = *s;
     p->packed_at = packed_at;
     const gather *g = &p->g;
-    p->far = g->n * ((int64_t)g->ih * g->iw * g->groups + g->y_img) / par_threads() >= FAR_FLOATS / 2;
+    const int64_t floats = g->n * ((int64_t)g->ih * g->iw * g->groups + g->y_img);
+    p->far = floats / par_threads() >= FAR_FLOATS / 2;
     bool dense = g->tw > 1 && g->col[1] - g->col[0] == 1;
     p->inner = g->sw == 2 && (dense || g->tw == 1) ? 2 : 1;
     int per_chunk = g->sw == p->inner && dense ? CHUNK_TAPS : 1;
-    p->width = best_width(g->qw);
+    p->width = best_width(g->qw, p->inner > 1 && floats >= FAR_FLOATS / 2);  /* of all workers: weight gradients add up tile by tile */
     p->tiles = (int)kern_div_up(g->qw, dw_widths[p->width]);
     p->chunks = (int)kern_div_up(g->tw, per_chunk);
     p->tile = mem_new((size_t)p->tiles, sizeof *p->tile, e);
@@ -186,13 +189,18 @@ static dw_args tiles_at(const dw_plan *p, const dw_piece *q, int i, int r, int n
                       .at = g->tw ? p->chunk[i * p->chunks].x : 0, .rows = a1 - *a0, .count = t->count, .channels = q->channels };
 }
 
-/* What the next row will read and write is fetched, where it is far; what is near the loads by themselves have sooner. */
+/* What tiles to come will read and write is fetched, where it is far; what is near the loads by themselves have sooner. So
+ * many tiles ahead that the first-level cache still has it when it is wanted, one at least and a line at most. */
+enum { FETCHED_AHEAD = 3072 };                          /* floats of x */
+
 static void add_fetch(dw_args *d, const dw_plan *p)
 {
     if (!p->far) return;
     d->fetched = (int)kern_min(p->g.sh, d->rows);
-    d->x_ahead = d->x_line;
-    d->y_ahead = d->y_line;
+    const int on = (int)kern_max(1, kern_min(d->tiles, FETCHED_AHEAD / kern_max(1, d->fetched * d->x_next)));
+    d->turn = d->tiles - on;
+    d->ahead[0] = (dw_ahead){ on * d->x_next, on * d->y_next };
+    d->ahead[1] = (dw_ahead){ d->x_line - d->turn * d->x_next, d->y_line - d->turn * d->y_next };
 }
 
 static void add_prologue(dw_args *d, const conv_prologue *pro, int c0)
@@ -225,7 +233,7 @@ static void run_tiles(const dw_job *j, const dw_plan *p, const dw_piece *q, int 
     d.w = j->packed + p->packed_at + a0 * d.w_row + q->c0;
     d.y = j->y + at;
     add_fetch(&d, p);
-    if (j->away) d.x_ahead = j->away;
+    if (j->away) d.ahead[0].x = d.ahead[1].x = j->away;
     d.bias = j->ep->bias ? j->ep->bias + q->c0 : NULL;
     d.residual = j->ep->residual ? j->ep->residual + at : NULL;
     add_prologue(&d, j->pro, q->c0);
@@ -316,7 +324,7 @@ static void wgrad_piece(const dw_wjob *j, const dw_piece *q, float *sums, int64_
             dw_args d = tiles_at(p, q, t, r, n, padded(p), j->x, 0, (int64_t)g->qw * g->groups, g->groups, &a0);
             d.dy = j->dy + ((row + r - q->r0) * g->qw + p->tile[t].first) * g->groups + q->c0;
             add_fetch(&d, p);
-            if (j->away) d.y_ahead = j->away;
+            if (j->away) d.ahead[0].y = d.ahead[1].y = j->away;
             d.sum = sums + a0 * d.w_row + q->c0;
             add_prologue(&d, j->pro, q->c0);
             kern.dw_wgrad[p->width][p->inner - 1](&d);

@@ -76,6 +76,8 @@ typedef struct { int32_t x, w; uint32_t live; int taps; } dw_chunk;    /* x: flo
 enum { DW_WIDTHS = 3 };
 extern const int dw_widths[DW_WIDTHS];                  /* outputs of one tile: 4, 7, 8 */
 
+typedef struct { int64_t x, y; } dw_ahead;              /* floats to what is fetched by the way; y: of y or dy */
+
 /* Tiles alike, in lines; for all t < count and c < channels of each
  * dw:       y[t*y_step + c] = clamp(bias[c] + sum of x·w + residual)
  * dw_wgrad: sum[tap][c] += x·dy[t*y_step + c]; sum is strided as w, each tap padded to whole vectors.
@@ -91,7 +93,7 @@ typedef struct {
     float lo, hi, *y;
     const float *dy;
     float *sum;
-    int64_t x_ahead, y_ahead; int fetched;              /* floats to what is fetched by the way: of x the last tap rows, so many; of y or dy */
+    dw_ahead ahead[2]; int turn, fetched;               /* of a line's tiles before turn and from it on; of x so many tap rows, the last */
     const float *scale, *shift;                         /* of the prologue, or NULL */
     float in_lo, in_hi;
 } dw_args;
