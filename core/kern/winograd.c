@@ -323,6 +323,18 @@ static void finish(const wino_job *j, wino_place at, int o, panel v, const float
         for (int c = 0; c < a.cols; c++) silu_in_place(a.y + r * a.y_row + c * a.y_col, (v.nv - 1) * kern.lanes + v.lanes);
 }
 
+/* Where others do the other panels, half of a pixel's lines are such as another core has just written. They come sooner in
+ * the order of memory than in that of patches: so each is read once. */
+static void bring_near(const wino_plan *p, const float *x, wino_place first, wino_place last, float *any)
+{
+    const conv_shape *s = &p->s;
+    const int64_t row = (int64_t)s->w * s->c, line = LANES_MAX;
+    const int r0 = first.n < last.n ? 0 : (int)kern_max(0, first.h - s->pt), r1 = first.n < last.n ? s->h : (int)kern_min(s->h, last.h - s->pt + p->A);
+    float sum = 0;
+    for (int64_t i = (first.n * s->h + r0) * row; i < (last.n * s->h + r1) * row; i += line) sum += x[i];
+    *any = sum;
+}
+
 /* Some panels of one unit. */
 static void run_task(void *ctx, int64_t i, int worker)
 {
@@ -334,6 +346,7 @@ static void run_task(void *ctx, int64_t i, int worker)
     float *patches = j->scratch + (size_t)worker * p->own, *m = patches + p->A * p->A * p->in_plane;
     const wino_place start = wino_place_of(&p->grid, t0);
     wino_place at = start;
+    if (end - first < p->panels) bring_near(p, j->x, start, wino_place_of(&p->grid, t0 + tiles - 1), m);
     for (int t = 0; t < tiles; t++, at = wino_next(&p->grid, at)) wino_patch(&p->s, p->M, j->x, at, p->in_far, patches + (int64_t)t * p->row, p->in_plane);
     for (int k = first, n; k < end; k += n) {
         const int group = k / per_group, g0 = k % per_group;
