@@ -323,19 +323,28 @@ static void pool_body(void)
 
 static void pooling_equals_loops(void) { on_every_isa(pool_body); }
 
-static void a_nan_wins_the_maximum(void)
+/* Channel c has one at tap c % 5, every fifth none. */
+static void nan_pool_body(void)
 {
-    if (!start(NULL, 1)) { CHECK(false); return; }
-    conv_shape s = { .n = 1, .h = 2, .w = 2, .c = 1, .kh = 2, .kw = 2, .sh = 2, .sw = 2 };
-    for (int at = 0; at < 4; at++) {
-        float x[4] = { 1, 2, 3, 4 }, y, dy = 1, dx[4];
-        x[at] = NAN;
-        maxpool_forward(&s, x, &y);
-        CHECK(isnan(y));
-        maxpool_backward(&s, x, &dy, false, dx);
-        CHECK(dx[at] == 1);
+    enum { TAPS = 4, C = 70 };
+    const conv_shape s = { .n = 1, .h = 2, .w = 2, .c = C, .kh = 2, .kw = 2, .sh = 2, .sw = 2 };
+    float *x = fenced_new(TAPS * C), *y = fenced_new(C), *dy = noise(C, 1), *dx = fenced_new(TAPS * C);
+    for (int tap = 0; tap < TAPS; tap++)
+        for (int c = 0; c < C; c++) x[tap * C + c] = c % 5 == tap ? NAN : (float)tap;
+    maxpool_forward(&s, x, y);
+    maxpool_backward(&s, x, dy, false, dx);
+    for (int c = 0; c < C; c++) {
+        const int first = c % 5 < TAPS ? c % 5 : TAPS - 1;
+        CHECK(first == c % 5 ? isnan(y[c]) : y[c] == (float)first);
+        for (int tap = 0; tap < TAPS; tap++) CHECK(dx[tap * C + c] == (tap == first ? dy[c] : 0));
     }
+    fenced_free(x, TAPS * C);
+    fenced_free(y, C);
+    fenced_free(dy, C);
+    fenced_free(dx, TAPS * C);
 }
+
+static void a_nan_wins_the_maximum(void) { on_every_isa(nan_pool_body); }
 
 /* ---- optimisers ----------------------------------------------------------------------------------------- */
 

@@ -5,42 +5,58 @@ INLINE const float *tap_at(const pool_args *a, const float *x, int h, int w, int
     return x + h * a->line + (int64_t)w * a->step + c;
 }
 
+/* So many vectors of channels at once, or each maximum waits for the one before. n: valid in each. */
+enum { MAX_VECTORS = 4 };
+
 /* A NaN wins over everything. */
-INLINE vf window_max(const pool_args *a, int c, int n)
+INLINE void window_max(const int NV, const pool_args *a, int c, int n, vf *most)
 {
-    vf most = v_set1(-INFINITY);
+    UNROLL for (int v = 0; v < NV; v++) most[v] = v_set1(-INFINITY);
     for (int h = 0; h < a->rows; h++)
-        for (int w = 0; w < a->cols; w++) {
-            vf x = v_load_n(tap_at(a, a->x, h, w, c), n), larger = v_max(x, most);
-            most = v_pick(x, larger, x, larger);
-        }
-    return most;
+        for (int w = 0; w < a->cols; w++)
+            UNROLL for (int v = 0; v < NV; v++) {
+                vf x = v_load_n(tap_at(a, a->x, h, w, c + v * LANES), n), larger = v_max(x, most[v]);
+                most[v] = v_pick(x, larger, x, larger);
+            }
+}
+
+INLINE void max_at(const int NV, const pool_args *a, int c, int n)
+{
+    vf most[MAX_VECTORS];
+    window_max(NV, a, c, n, most);
+    UNROLL for (int v = 0; v < NV; v++) v_store_n(a->out + c + v * LANES, n, most[v]);
+}
+
+/* The first tap that is the maximum gets dy. */
+INLINE void max_back_at(const int NV, const pool_args *a, int c, int n)
+{
+    vf most[MAX_VECTORS], left[MAX_VECTORS];
+    window_max(NV, a, c, n, most);
+    UNROLL for (int v = 0; v < NV; v++) left[v] = v_load_n(a->dy + c + v * LANES, n);
+    for (int h = 0; h < a->rows; h++)
+        for (int w = 0; w < a->cols; w++)
+            UNROLL for (int v = 0; v < NV; v++) {
+                const int64_t at = h * a->line + (int64_t)w * a->step + c + v * LANES;
+                vf x = v_load_n(a->x + at, n);
+                v_store_n(a->out + at, n, v_add(v_load_n(a->out + at, n), v_pick(x, most[v], left[v], v_zero())));
+                left[v] = v_pick(x, most[v], v_zero(), left[v]);
+            }
 }
 
 static void pool_max(const pool_args *a)
 {
+    int c = 0;
     OWN(a);
-    for (int c = 0; c < a->channels; c += LANES) {
-        int n = (int)kern_min(LANES, a->channels - c);
-        v_store_n(a->out + c, n, window_max(a, c, n));
-    }
+    for (; c + MAX_VECTORS * LANES <= a->channels; c += MAX_VECTORS * LANES) max_at(MAX_VECTORS, a, c, LANES);
+    for (; c < a->channels; c += LANES) max_at(1, a, c, (int)kern_min(LANES, a->channels - c));
 }
 
-/* The first tap that is the maximum gets dy. */
 static void pool_max_back(const pool_args *a)
 {
+    int c = 0;
     OWN(a);
-    for (int c = 0; c < a->channels; c += LANES) {
-        int n = (int)kern_min(LANES, a->channels - c);
-        vf most = window_max(a, c, n), left = v_load_n(a->dy + c, n);
-        for (int h = 0; h < a->rows; h++)
-            for (int w = 0; w < a->cols; w++) {
-                vf x = v_load_n(tap_at(a, a->x, h, w, c), n);
-                float *dx = a->out + h * a->line + (int64_t)w * a->step + c;
-                v_store_n(dx, n, v_add(v_load_n(dx, n), v_pick(x, most, left, v_zero())));
-                left = v_pick(x, most, v_zero(), left);
-            }
-    }
+    for (; c + MAX_VECTORS * LANES <= a->channels; c += MAX_VECTORS * LANES) max_back_at(MAX_VECTORS, a, c, LANES);
+    for (; c < a->channels; c += LANES) max_back_at(1, a, c, (int)kern_min(LANES, a->channels - c));
 }
 
 static void pool_mean(const pool_args *a)
